@@ -1,0 +1,1 @@
+"""Reliable domain events for Django and for plain programs: the public names."""

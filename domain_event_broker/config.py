@@ -1,0 +1,201 @@
+"""Settings of the broker: what they are, how they are read, and what is wrong with them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, get_args, get_type_hints
+from urllib.parse import urlsplit
+
+from domain_event_broker import settings as defaults
+from domain_event_broker.errors import ConfigurationError
+from domain_event_broker.events import MAX_PAYLOAD_BYTES
+
+_EXCHANGE_TYPES = ("topic", "direct", "fanout", "headers")
+_ON_FAILURE = ("block_key", "park")
+_UNROUTABLE = ("archive", "park", "ignore")
+_QUEUE_TYPES = ("quorum", "classic")
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxSettings:
+    """``DOMAIN_EVENT_BROKER["OUTBOX"]``: how events leave the database.
+
+    :param database: alias of the database that holds the outbox; ``None``: the one the event
+        is published on (``using=``, a database router, or ``"default"``).
+    :param batch_size: rows that a relay sends at once.
+    :param archive_days: days for which sent events are kept; 0: not at all.
+    :param on_failure: what follows an event that the broker refuses for good. ``"block_key"``:
+        later events of the same ``domain_object_id`` wait for it, ``"park"``: they pass.
+    :param unroutable: what becomes of an event that no queue is bound for. ``"archive"``: it
+        is marked in the archive, ``"park"``: parked, ``"ignore"``: as if it were sent.
+    :param max_attempts: refusals by the broker after which an event is parked.
+    :param lease_seconds: time after which the work of a relay that died moves to another.
+    :param poll_seconds: longest time between two looks for new events where no wake-up comes.
+    """
+
+    database: str | None = None
+    batch_size: int = 500
+    archive_days: int = 7
+    on_failure: str = field(default="block_key", metadata={"choices": _ON_FAILURE})
+    unroutable: str = field(default="archive", metadata={"choices": _UNROUTABLE})
+    max_attempts: int = 8
+    lease_seconds: float = 15.0
+    poll_seconds: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriberSettings:
+    """``DOMAIN_EVENT_BROKER["SUBSCRIBER"]``: defaults of handlers that say nothing themselves.
+
+    :param max_retries: retries before an event is dead-lettered.
+    :param concurrency: events that a handler works on at once, in one process.
+    :param prefetch: events fetched ahead for a handler.
+    :param queue_type: ``"quorum"`` or ``"classic"`` (RabbitMQ).
+    :param inbox: whether a handler takes effect once per event.
+    :param inbox_days: days for which handled events are remembered.
+    :param grace_seconds: time that running handlers get when a subscriber is stopped.
+    """
+
+    max_retries: int = 3
+    concurrency: int = 1
+    prefetch: int = 50
+    queue_type: str = field(default="quorum", metadata={"choices": _QUEUE_TYPES})
+    inbox: bool = True
+    inbox_days: int = 30
+    grace_seconds: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerSettings:
+    """``DOMAIN_EVENT_BROKER``: where the broker is, and how it is used.
+
+    :param url: one URL, or several of one cluster that are tried in turn.
+    :param exchange: exchange that events are published to.
+    :param exchange_type: ``"topic"``, ``"direct"``, ``"fanout"`` or ``"headers"``.
+    :param max_payload_bytes: largest event body that is accepted.
+    """
+
+    url: tuple[str, ...]
+    exchange: str = "domain-events"
+    exchange_type: str = field(default="topic", metadata={"choices": _EXCHANGE_TYPES})
+    max_payload_bytes: int = MAX_PAYLOAD_BYTES
+    outbox: OutboxSettings = OutboxSettings()
+    subscriber: SubscriberSettings = SubscriberSettings()
+
+    @property
+    def masked_url(self) -> str:
+        """The URLs without their passwords: what logs, errors and the admin may show."""
+        return ", ".join(mask(url) for url in self.url)
+
+
+_provider: Callable[[], object] | None = None
+
+
+def set_provider(provider: Callable[[], object] | None) -> None:
+    """Let ``provider`` answer for the raw setting instead of ``domain_event_broker.settings``.
+
+    It is called each time settings are asked for, so that changes take effect.
+    """
+    global _provider
+    _provider = provider
+
+
+def current() -> BrokerSettings | None:
+    """Return the settings in force; ``None``: the broker is switched off.
+
+    :raises ConfigurationError: a key or a value is wrong; the message names it.
+    """
+    return parse(_provider() if _provider is not None else defaults.BROKER)
+
+
+def parse(value: object) -> BrokerSettings | None:
+    """Read the value of ``DOMAIN_EVENT_BROKER``: a URL, a list of URLs, a dict, or ``None``."""
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        return BrokerSettings(url=_urls("DOMAIN_EVENT_BROKER", value))
+    value = {"URL": defaults.BROKER, **value}
+    if value["URL"] is None:
+        return None
+    return _build(BrokerSettings, value, "DOMAIN_EVENT_BROKER")  # type: ignore[no-any-return]
+
+
+def mask(url: str) -> str:
+    """Return ``url`` with its password, and secrets in its query, replaced by ``***``."""
+    masked = re.sub(r"(?<=://)([^/?#]*?):[^/?#]*@", r"\1:***@", url)
+    return re.sub(r"(?i)(password|secret|token)=[^&]*", r"\1=***", masked)
+
+
+def scheme(url: str) -> str:
+    """Return the scheme of ``url`` in lower case: the name of its transport."""
+    return url.partition(":")[0].lower()
+
+
+def _build(cls: type[Any], value: Mapping[str, Any], path: str) -> Any:
+    known = {item.name.upper(): item for item in fields(cls)}
+    hints = get_type_hints(cls)
+    arguments: dict[str, Any] = {}
+    for key, given in value.items():
+        if key not in known:
+            raise ConfigurationError(f"{path}[{key!r}] is not a setting; known are {', '.join(sorted(known))}")
+        item = known[key]
+        arguments[item.name] = _convert(hints[item.name], item.metadata.get("choices"), given, f"{path}[{key!r}]")
+    return cls(**arguments)
+
+
+def _convert(hint: Any, choices: Sequence[str] | None, given: Any, path: str) -> Any:
+    if path == "DOMAIN_EVENT_BROKER['URL']":
+        return _urls(path, given)
+    if hint in (OutboxSettings, SubscriberSettings):
+        if not isinstance(given, Mapping):
+            raise ConfigurationError(f"{path} is {given!r}, not a dict")
+        return _build(hint, given, path)
+    if choices and given not in choices:
+        raise ConfigurationError(f"{path} is {given!r}; choose one of {', '.join(choices)}")
+    _check_value(hint, given, path)
+    return given
+
+
+def _check_value(hint: Any, given: Any, path: str) -> None:
+    accepted = get_args(hint) or ((float, int) if hint is float else (hint,))
+    if not isinstance(given, accepted) or (isinstance(given, bool) and bool not in accepted):
+        names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in accepted)
+        raise ConfigurationError(f"{path} is {given!r}; its type must be {names}")
+    if isinstance(given, (int, float)) and not isinstance(given, bool):
+        least = 0 if path.endswith(("DAYS']", "RETRIES']", "SECONDS']")) else 1
+        if not given >= least:
+            raise ConfigurationError(f"{path} is {given!r}; it must be {least} or more")
+
+
+def _urls(path: str, given: object) -> tuple[str, ...]:
+    urls = (given,) if isinstance(given, str) else given
+    if not isinstance(urls, (list, tuple)) or not urls or not all(isinstance(url, str) for url in urls):
+        raise ConfigurationError(
+            f"{path} is {given!r}; use a URL such as 'amqp://user:password@host:5672/%2F', a list of them, "
+            "or None to switch the broker off"
+        )
+    expanded = [each for url in urls for each in _hosts(url)]
+    for url in expanded:
+        _check_url(path, url)
+    return tuple(expanded)
+
+
+def _hosts(url: str) -> list[str]:
+    """Turn ``amqp://user:password@a,b:5673/vhost`` into one URL for each host."""
+    head, separator, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    credentials, at, hosts = authority.rpartition("@")
+    if not separator or "," not in hosts:
+        return [url]
+    return [f"{head}://{credentials}{at}{host}{slash}{path}" for host in hosts.split(",")]
+
+
+def _check_url(path: str, url: str) -> None:
+    if not re.match(r"^[A-Za-z][A-Za-z0-9+.-]*:", url):
+        raise ConfigurationError(f"{path} is {mask(url)!r}, which has no scheme such as 'amqp:' or 'database:'")
+    try:
+        urlsplit(url).port  # noqa: B018 - reading it checks it
+    except ValueError as error:
+        raise ConfigurationError(f"{path} is {mask(url)!r}: {error}") from error

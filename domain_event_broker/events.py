@@ -1,0 +1,258 @@
+"""The domain event, and the message it travels in.
+
+The body is one JSON object with the five fields of the older library (``routing_key``,
+``data``, ``domain_object_id``, ``uuid_string``, ``timestamp``), so that its publishers feed
+our subscribers and the reverse. Everything else travels in headers beside the body.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from domain_event_broker.errors import InvalidEvent, MalformedEvent
+from domain_event_broker.routing import check_routing_key
+
+#: Header values that every transport can carry.
+Headers = Mapping[str, "str | int"]
+
+#: Deliveries of this event to this handler that failed so far.
+HEADER_ATTEMPT = "event-attempt"
+#: The routing key the event was published with: moving through queues replaces the broker's own.
+HEADER_ROUTING_KEY = "event-routing-key"
+#: Unix time in milliseconds before which a retried event shall not reach its handler.
+HEADER_NOT_BEFORE = "event-not-before"
+#: How often the event was put back from the dead letters.
+HEADER_REPLAYS = "event-replays"
+
+#: Largest body that is published unless the setting ``MAX_PAYLOAD_BYTES`` says otherwise: the
+#: limit of RabbitMQ 4, which closes the channel on anything larger
+#: (https://www.rabbitmq.com/docs/configure, ``max_message_size``).
+MAX_PAYLOAD_BYTES = 16 * 1024 * 1024
+
+_WIRE_FIELDS = ("routing_key", "data", "domain_object_id", "uuid_string", "timestamp")
+_REQUIRED_FIELDS = ("routing_key", "data", "uuid_string")
+_NO_DATA: dict[str, Any] = {}
+
+
+class DomainEvent:
+    """Something that happened in a domain, and that others may want to know.
+
+    :param routing_key: of the form ``<DOMAIN>.<EVENT_TYPE>``, such as ``"user.registered"``.
+    :param data: what happened, JSON serialisable; a dict by convention.
+    :param domain_object_id: identifies the object it happened to. Events with the same one
+        leave the outbox in the order in which they were published.
+    :param uuid_string: identity of the event; a new UUID (version 7, RFC 9562) if ``None``.
+        Handlers with an inbox take effect once per identity.
+    :param timestamp: Unix time in seconds; now if ``None``.
+    :param retries: how often handling this event was tried before and failed.
+    :param extra: further fields, kept in the body: a newer publisher may send more than this
+        version knows.
+    """
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        routing_key: str = "",
+        data: dict[str, Any] = _NO_DATA,
+        domain_object_id: str | None = None,
+        uuid_string: str | None = None,
+        timestamp: float | None = None,
+        retries: int = 0,
+        **extra: Any,
+    ) -> None:
+        self.routing_key = routing_key
+        self.data: Any = {} if data is _NO_DATA else data
+        self.domain_object_id = domain_object_id
+        self.uuid_string = uuid_string if uuid_string is not None else new_event_id()
+        self.timestamp = timestamp if timestamp is not None else time.time()
+        self.retries = retries
+        self.extra = extra
+
+    @property
+    def domain(self) -> str:
+        """The routing key's first word: ``"user"`` of ``"user.registered"``."""
+        return self.routing_key.partition(".")[0]
+
+    @property
+    def event_type(self) -> str:
+        """What follows the domain: ``"registered"`` of ``"user.registered"``."""
+        return self.routing_key.partition(".")[2]
+
+    def to_json(self) -> str:
+        """Return the body this event is sent with: ASCII JSON, one object.
+
+        :raises InvalidEvent: ``data`` holds something JSON cannot; the message says where.
+        """
+        fields = {**self.extra, **{name: getattr(self, name) for name in _WIRE_FIELDS}}
+        try:
+            return json.dumps(fields, separators=(",", ":"), allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidEvent(
+                f"event {self.routing_key!r} is not JSON serialisable: {_json_problem(fields, error)}"
+            ) from error
+
+    @classmethod
+    def from_json(cls, json_data: str | bytes) -> DomainEvent:
+        """Read an event from the body it was sent with.
+
+        Fields that this version does not know are kept in :attr:`extra`; missing ones take
+        the defaults of the constructor.
+
+        :raises MalformedEvent: the body is not a JSON object in UTF-8, or a field has the
+            wrong type.
+        """
+        fields = _read_object(json_data)
+        _check_types(fields)
+        fields.pop("self", None)
+        return cls(**fields)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, DomainEvent) and vars(self) == vars(other)
+
+    def __repr__(self) -> str:
+        return f"DomainEvent({self.routing_key!r}, {self.data!r}, uuid_string={self.uuid_string!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """An event on its way: the exact bytes of the body, and what is written on the envelope.
+
+    The outbox stores these bytes and the relay sends them as they are, so an event looks the
+    same however many releases lie between writing and sending it.
+    """
+
+    routing_key: str
+    body: bytes
+    event_id: str
+    ordering_key: str | None = None
+    timestamp: float = 0.0
+    headers: Headers = field(default_factory=dict)
+
+
+def encode(event: DomainEvent, max_bytes: int = MAX_PAYLOAD_BYTES) -> Message:
+    """Check an event and put it into the message it is sent in.
+
+    :param max_bytes: largest body allowed, in bytes.
+    :raises InvalidEvent: routing key, data, identity or size cannot be sent. Nothing has been
+        stored yet when this is raised.
+    """
+    check_routing_key(event.routing_key)
+    _check_identity(event)
+    body = event.to_json().encode("ascii")
+    if len(body) > max_bytes:
+        raise InvalidEvent(
+            f"event {event.routing_key!r} is {len(body)} bytes long; at most {max_bytes} are allowed "
+            "(setting MAX_PAYLOAD_BYTES). Publish a reference to large content, not the content itself."
+        )
+    return Message(event.routing_key, body, event.uuid_string, event.domain_object_id, event.timestamp)
+
+
+def decode(body: bytes, event_id: str = "", retries: int = 0) -> DomainEvent:
+    """Read a delivered body, more strictly than :meth:`DomainEvent.from_json`.
+
+    :param event_id: identity on the envelope, used where the body has none.
+    :raises MalformedEvent: it is not an event, or lacks a field no handler can do without.
+    """
+    fields = _read_object(body)
+    if event_id:
+        fields.setdefault("uuid_string", event_id)
+    missing = [name for name in _REQUIRED_FIELDS if name not in fields]
+    if missing:
+        raise MalformedEvent(f"the body lacks the field {missing[0]!r}; it has {_listed(fields)}")
+    _check_types(fields)
+    fields.pop("self", None)
+    fields["retries"] = retries
+    return DomainEvent(**fields)
+
+
+def new_event_id() -> str:
+    """Return a new UUID of version 7 (RFC 9562, section 5.7).
+
+    Time-ordered, so that the indexes of outbox archive and inbox grow at one end.
+    """
+    milliseconds = time.time_ns() // 1_000_000
+    value = (milliseconds << 80) | int.from_bytes(os.urandom(10), "big")
+    value = value & ~(0xF << 76) | (0x7 << 76)
+    value = value & ~(0x3 << 62) | (0x2 << 62)
+    return str(uuid.UUID(int=value))
+
+
+def _check_identity(event: DomainEvent) -> None:
+    for name, limit in (("uuid_string", 64), ("domain_object_id", 255)):
+        value = getattr(event, name)
+        if value is None and name == "domain_object_id":
+            continue
+        if name == "domain_object_id" and isinstance(value, (int, uuid.UUID)):
+            event.domain_object_id = value = str(value)
+        if not isinstance(value, str) or not value or len(value) > limit or not value.isprintable():
+            raise InvalidEvent(
+                f"event {event.routing_key!r}: {name}={value!r} is not a printable string of 1 to {limit} characters"
+            )
+    if isinstance(event.timestamp, bool) or not isinstance(event.timestamp, (int, float)):
+        raise InvalidEvent(f"event {event.routing_key!r}: timestamp={event.timestamp!r} is not Unix time in seconds")
+
+
+def _read_object(body: str | bytes) -> dict[str, Any]:
+    try:
+        text = body.decode("utf-8") if isinstance(body, (bytes, bytearray)) else body
+        fields = json.loads(text)
+    except UnicodeDecodeError as error:
+        raise MalformedEvent(f"the body is not UTF-8: {error.reason} at byte {error.start}") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise MalformedEvent(f"the body is not JSON: {str(error) or type(error).__name__}") from error
+    if not isinstance(fields, dict):
+        raise MalformedEvent(f"the body is a JSON {type(fields).__name__}, not an object")
+    return fields
+
+
+def _check_types(fields: Mapping[str, Any]) -> None:
+    expected: dict[str, tuple[type, ...]] = {
+        "routing_key": (str,),
+        "uuid_string": (str, type(None)),
+        "domain_object_id": (str, int, type(None)),
+        "timestamp": (int, float, type(None)),
+        "retries": (int,),
+    }
+    for name, types in expected.items():
+        if name in fields and not isinstance(fields[name], types):
+            raise MalformedEvent(f"the field {name!r} is a JSON {type(fields[name]).__name__}")
+
+
+def _json_problem(fields: Mapping[str, Any], error: Exception) -> str:
+    if isinstance(error, RecursionError) or "Circular" in str(error):
+        return "it is nested too deeply, or contains itself"
+    for path, value in _leaves(fields, ""):
+        if isinstance(value, float):
+            return f"{path} is {value!r}, which JSON has no number for"
+        return f"{path} is of type {type(value).__name__}; convert it first, with str() for example"
+    return str(error)
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Yield the places that JSON cannot hold, as ``data['items'][0]``."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            place = f"{path}[{key!r}]" if path else str(key)
+            if key is not None and not isinstance(key, (str, int, float)):
+                yield f"the key {key!r} of {path or 'the event'}", key
+            yield from _leaves(item, place)
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _leaves(item, f"{path}[{index}]")
+    elif isinstance(value, float):
+        if value != value or value in (float("inf"), float("-inf")):
+            yield path, value
+    elif value is not None and not isinstance(value, (str, int)):
+        yield path, value
+
+
+def _listed(fields: Mapping[str, Any]) -> str:
+    names = sorted(fields)[:10]
+    return ", ".join(repr(name) for name in names) or "no fields at all"

@@ -1,0 +1,102 @@
+"""Why an event was dead-lettered, and how that reason travels with it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from domain_event_broker.events import Headers
+
+#: Longest message and traceback kept, in characters. All headers of an AMQP message must fit
+#: into one frame (128 KiB by default), so the traceback keeps its last lines only.
+MAX_MESSAGE = 1_000
+MAX_TRACEBACK = 16_000
+
+_PREFIX = "event-error-"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The last failure of an event in one handler.
+
+    :param reason: one of the words in which the library tells failures apart: ``"error"``,
+        ``"retries-exhausted"``, ``"rejected"``, ``"malformed"``, ``"crashed"``, ``"timeout"``,
+        or the broker's own (``"delivery_limit"``, ``"expired"``, ...).
+    :param attempts: deliveries to the handler, this one included.
+    :param failed_at: Unix time in seconds.
+    """
+
+    reason: str
+    error_type: str = ""
+    message: str = ""
+    traceback: str = ""
+    attempts: int = 1
+    host: str = ""
+    failed_at: float = 0.0
+
+    @classmethod
+    def of(cls, error: BaseException, reason: str, attempts: int) -> Failure:
+        """Describe ``error``, raised while the event was handled for the ``attempts``-th time."""
+        kind = type(error)
+        name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        trace = "".join(traceback.format_exception(error))
+        return cls(
+            reason=reason,
+            error_type=name,
+            message=_storable(str(error))[:MAX_MESSAGE],
+            traceback=_storable(trace)[-MAX_TRACEBACK:],
+            attempts=attempts,
+            host=f"{socket.gethostname()}:{os.getpid()}",
+            failed_at=time.time(),
+        )
+
+    def to_headers(self) -> dict[str, str | int]:
+        """Return the headers in which this failure travels with a dead letter."""
+        return {
+            f"{_PREFIX}reason": self.reason,
+            f"{_PREFIX}type": self.error_type,
+            f"{_PREFIX}message": self.message,
+            f"{_PREFIX}traceback": self.traceback,
+            f"{_PREFIX}attempts": self.attempts,
+            f"{_PREFIX}host": self.host,
+            f"{_PREFIX}time": int(self.failed_at * 1000),
+        }
+
+    @classmethod
+    def from_headers(cls, headers: Mapping[str, object]) -> Failure | None:
+        """Read what :meth:`to_headers` wrote; ``None`` where there is no failure."""
+        if f"{_PREFIX}reason" not in headers:
+            return None
+        return cls(
+            reason=_text(headers, "reason"),
+            error_type=_text(headers, "type"),
+            message=_text(headers, "message"),
+            traceback=_text(headers, "traceback"),
+            attempts=_number(headers, "attempts"),
+            host=_text(headers, "host"),
+            failed_at=_number(headers, "time") / 1000,
+        )
+
+
+def without_failure(headers: Headers) -> dict[str, str | int]:
+    """Return ``headers`` less those of a failure: what a replayed event starts anew with."""
+    return {name: value for name, value in headers.items() if not name.startswith(_PREFIX)}
+
+
+def _text(headers: Mapping[str, object], name: str) -> str:
+    value = headers.get(f"{_PREFIX}{name}", "")
+    return value if isinstance(value, str) else str(value)
+
+
+def _number(headers: Mapping[str, object], name: str) -> int:
+    value = headers.get(f"{_PREFIX}{name}", 0)
+    return value if isinstance(value, int) else 0
+
+
+def _storable(text: str) -> str:
+    """Drop what a header or a text column cannot hold: NUL and lone surrogates."""
+    return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
