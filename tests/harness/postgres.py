@@ -1,0 +1,76 @@
+"""A PostgreSQL of our own."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tests.harness import binaries
+from tests.harness.server import PrivateServer, ServerError
+
+#: A killed process loses nothing that the kernel has: only a power cut would need fsync.
+SETTINGS = {"fsync": "off", "max_connections": "200", "log_min_messages": "warning"}
+
+
+class PrivatePostgreSQL(PrivateServer):
+    """A database server with one superuser, ``postgres``, who needs no password.
+
+    ``settings`` are server settings (as in postgresql.conf) beside or instead of ``SETTINGS``.
+    """
+
+    kind = "postgresql"
+    user_name = "postgres"
+    stop_signal = signal.SIGINT  # "fast": SIGTERM would wait for the last client to leave
+    demote_to = ("postgres", "nobody")
+
+    def __init__(self, settings: Mapping[str, str] | None = None) -> None:
+        self._binary = binaries.POSTGRESQL.require()
+        super().__init__()
+        self._settings = {**SETTINGS, **(settings or {})}
+
+    def url(self, dbname: str = "postgres") -> str:
+        """Return the ``postgresql://`` URL of a database of this server."""
+        return f"postgresql://{self.user_name}@127.0.0.1:{self.port}/{dbname}"
+
+    def dsn(self, dbname: str = "postgres") -> str:
+        """Return the same as a libpq connection string."""
+        return f"host=127.0.0.1 port={self.port} user={self.user_name} dbname={dbname}"
+
+    def create_database(self, name: str) -> str:
+        """Create an empty database and return its URL."""
+        self._client_tool("createdb", name)
+        return self.url(name)
+
+    def drop_database(self, name: str) -> None:
+        """Drop a database, also when clients are still connected to it."""
+        self._client_tool("dropdb", "--force", name)
+
+    def prepare(self) -> None:
+        """Make the data directory."""
+        places = ["-D", str(self.directory / "data"), "-U", self.user_name]
+        self.run_tool(
+            self._binary.with_name("initdb"), *places, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"
+        )
+
+    def command(self) -> Sequence[str | Path]:
+        """Return the postmaster itself: run through pg_ctl it wouldn't be our child."""
+        settings = {
+            **self._settings,
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": str(self.directory),
+        }
+        options = [f"--{name}={value}" for name, value in settings.items()]
+        return [self._binary, "-D", self.directory / "data", "-p", str(self.port), *options]
+
+    def is_ready(self) -> bool:
+        """Tell whether a client may connect."""
+        try:
+            self._client_tool("pg_isready", "-q")
+        except ServerError:
+            return False
+        return True
+
+    def _client_tool(self, name: str, *arguments: str) -> str:
+        where = ["-h", "127.0.0.1", "-p", str(self.port), "-U", self.user_name]
+        return self.run_tool(self._binary.with_name(name), *where, *arguments)

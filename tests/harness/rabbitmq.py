@@ -1,0 +1,206 @@
+"""A RabbitMQ of our own."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import pika
+import pika.exceptions
+
+from tests.harness import binaries
+from tests.harness.certificates import Certificates
+from tests.harness.server import PrivateServer, ServerError
+from tests.harness.waiting import wait_until
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+#: Milliseconds after which at-least-once dead-lettering tries again when its target was away. The broker's own 180 s
+#: would make every test with a restart in it take minutes.
+DEAD_LETTER_RETRY_MS = 5000
+
+CONFIGURATION = """\
+listeners.tcp.1 = 127.0.0.1:{port}
+vm_memory_high_watermark.absolute = 1GB
+disk_free_limit.absolute = 50MB
+log.file.level = warning
+"""
+TLS_CONFIGURATION = """\
+listeners.ssl.1 = 127.0.0.1:{tls_port}
+ssl_options.cacertfile = {certificates.ca_path}
+ssl_options.certfile = {certificates.server_cert}
+ssl_options.keyfile = {certificates.server_key}
+ssl_options.verify = verify_peer
+ssl_options.fail_if_no_peer_cert = {client_must_show_certificate}
+"""
+
+
+class PrivateRabbitMQ(PrivateServer):
+    """A broker with one node, its own Erlang port mapper (epmd) and, with ``tls=True``, a TLS listener.
+
+    ``client_cert_required`` makes the TLS listener refuse clients that show no certificate; otherwise one that is
+    shown must be valid, but none is asked for.
+    """
+
+    kind = "rabbitmq"
+
+    def __init__(self, *, tls: bool = False, client_cert_required: bool = False) -> None:
+        self._binary = binaries.RABBITMQ.require()
+        self._epmd_binary = _find_epmd()
+        super().__init__()
+        self._distribution_port = self.lease_port()
+        self._epmd_port = self.lease_port()
+        self._epmd: subprocess.Popen[bytes] | None = None
+        self.node = f"private-{self.port}@localhost"
+        self.tls_port = self.lease_port() if tls else None
+        self.certificates = Certificates(self.directory / "certificates") if tls else None
+        self._client_cert_required = client_cert_required
+
+    def url(
+        self, user: str = "guest", password: str = "guest", vhost: str = "/", host: str = "127.0.0.1"
+    ) -> str:
+        """Return the ``amqp://`` URL of this broker."""
+        return f"amqp://{quote(user, safe='')}:{quote(password, safe='')}@{host}:{self.port}/{quote(vhost, safe='')}"
+
+    def tls_url(self, user: str = "guest", password: str = "guest", vhost: str = "/") -> str:
+        """Return the ``amqps://`` URL; the certificate is made out to localhost and 127.0.0.1."""
+        url = self.url(user, password, vhost, host="localhost")
+        return url.replace("amqp://", "amqps://", 1).replace(f":{self.port}/", f":{self.tls_port}/", 1)
+
+    @property
+    def ca_path(self) -> Path:
+        """The certificate of the authority that signed the server's and the client's."""
+        return self._require_certificates().ca_path
+
+    @property
+    def client_cert(self) -> Path:
+        """A client's certificate, signed by the authority."""
+        return self._require_certificates().client_cert
+
+    @property
+    def client_key(self) -> Path:
+        """The private key that belongs to ``client_cert``."""
+        return self._require_certificates().client_key
+
+    def ctl(self, *arguments: str) -> str:
+        """Run ``rabbitmqctl`` against this broker (0.4 s each) and return what it prints."""
+        return self.run_tool(self._binary.with_name("rabbitmqctl"), "-q", "-n", self.node, *arguments)
+
+    def add_user(self, name: str, password: str, vhost: str = "/", permissions: str = ".*") -> None:
+        """Create a user who may configure, write and read whatever matches ``permissions`` in ``vhost``."""
+        self.ctl("add_user", name, password)
+        self.ctl("set_permissions", "-p", vhost, name, permissions, permissions, permissions)
+
+    def connections(self) -> list[str]:
+        """Return the connections that are open now, one line each with the client's own name for it."""
+        return self.ctl("list_connections", "--no-table-headers", "name", "client_properties").splitlines()
+
+    def start(self) -> Self:
+        """Start the port mapper if it isn't there, then the broker."""
+        self._start_epmd()
+        return super().start()
+
+    def close(self) -> None:
+        """End the broker and, last, its port mapper."""
+        super().close()
+        if self._epmd is not None:
+            self._epmd.terminate()
+            self._epmd.wait()
+            self._epmd = None
+
+    def prepare(self) -> None:
+        """Write configuration and cookie; make the certificates."""
+        for name in ("mnesia", "log", "home"):
+            (self.directory / name).mkdir()
+        self._write("enabled_plugins", "[].\n")
+        self._write("rabbitmq.conf", self._configuration())
+        self._write(
+            "advanced.config",
+            f"[{{rabbit, [{{dead_letter_worker_publisher_confirm_timeout, {DEAD_LETTER_RETRY_MS}}}]}}].\n",
+        )
+        self._write("home/.erlang.cookie", secrets.token_hex(16)).chmod(0o400)
+
+    def command(self) -> Sequence[str | Path]:
+        """Return the start script: told that a supervisor watches it, it execs the Erlang machine."""
+        return [self._binary]
+
+    def environment(self) -> Mapping[str, str]:
+        """Return the variables that keep this broker apart from any other on the machine."""
+        here = self.directory
+        return {
+            "PATH": f"{self._epmd_binary.parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+            "LANG": "C.UTF-8",
+            "HOME": str(here / "home"),
+            "RUNNING_UNDER_SYSTEMD": "true",
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_PORT": str(self._epmd_port),
+            "RABBITMQ_NODENAME": self.node,
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(self._distribution_port),
+            "RABBITMQ_MNESIA_BASE": str(here / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(here / "log"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(here / "enabled_plugins"),
+            "RABBITMQ_CONFIG_FILE": str(here / "rabbitmq.conf"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(here / "advanced.config"),
+            "RABBITMQ_CONF_ENV_FILE": str(here / "no-such-file"),
+            "RABBITMQ_PID_FILE": str(here / "pid"),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 2:2 -kernel inet_dist_use_interface {127,0,0,1}",
+        }
+
+    def is_ready(self) -> bool:
+        """Tell whether a client gets a connection; the port is tried first, for pika logs each refusal as an error."""
+        if not _listens(self.port) or (self.tls_port and not _listens(self.tls_port)):
+            return False
+        try:
+            pika.BlockingConnection(pika.URLParameters(self.url())).close()
+        except pika.exceptions.AMQPError:
+            return False
+        return True
+
+    def _start_epmd(self) -> None:
+        """Run the port mapper as a child of ours: the broker would leave one behind as a daemon that nobody ends."""
+        if self._epmd is None or self._epmd.poll() is not None:
+            command = [self._epmd_binary, "-port", str(self._epmd_port), "-address", "127.0.0.1"]
+            self._epmd = self._spawn(command, self.directory / "epmd.txt")
+            wait_until(lambda: _listens(self._epmd_port), message="epmd listens")
+
+    def _configuration(self) -> str:
+        text = CONFIGURATION.format(port=self.port)
+        if self.certificates:
+            must = str(self._client_cert_required).lower()
+            text += TLS_CONFIGURATION.format(
+                tls_port=self.tls_port, certificates=self.certificates, client_must_show_certificate=must
+            )
+        return text
+
+    def _write(self, name: str, text: str) -> Path:
+        path = self.directory / name
+        path.write_text(text)
+        return path
+
+    def _require_certificates(self) -> Certificates:
+        if self.certificates is None:
+            raise ServerError("this broker speaks no TLS: make it with PrivateRabbitMQ(tls=True)")
+        return self.certificates
+
+
+def _find_epmd() -> Path:
+    """Find epmd in PATH or where Erlang lives without a link in it."""
+    path = binaries.RABBITMQ.find("epmd")
+    found = [path] if path else sorted(Path("/usr/lib/erlang").glob("erts-*/bin/epmd"))
+    if not found:
+        raise binaries.ServerMissing("RabbitMQ: epmd was not found; on Debian and Ubuntu the package 'erlang-base' has it")
+    return found[-1]
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
