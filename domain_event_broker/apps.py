@@ -1,0 +1,7 @@
+"""Lets ``INSTALLED_APPS`` say ``"domain_event_broker"``: the app itself lives in ``domain_event_broker.django``."""
+
+from __future__ import annotations
+
+from domain_event_broker.django.apps import DomainEventBrokerConfig
+
+__all__ = ["DomainEventBrokerConfig"]

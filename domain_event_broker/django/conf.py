@@ -1,0 +1,28 @@
+"""The setting ``DOMAIN_EVENT_BROKER`` of a project."""
+
+from __future__ import annotations
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+
+from domain_event_broker import config
+from domain_event_broker import settings as defaults
+from domain_event_broker.config import OutboxSettings, SubscriberSettings
+from domain_event_broker.errors import ConfigurationError
+
+
+def raw_setting() -> object:
+    """Return ``settings.DOMAIN_EVENT_BROKER`` as it is now; absent: the default broker."""
+    return getattr(settings, "DOMAIN_EVENT_BROKER", defaults.BROKER)
+
+
+def outbox_settings() -> OutboxSettings:
+    """Return the settings of the outbox, or their defaults while the broker is switched off."""
+    broker = config.current()
+    return OutboxSettings() if broker is None else broker.outbox
+
+
+def subscriber_settings() -> SubscriberSettings:
+    """Return the defaults of handlers, also while the broker is switched off."""
+    broker = config.current()
+    return SubscriberSettings() if broker is None else broker.subscriber

@@ -1,0 +1,8 @@
+"""URLs of the project that tests run in: the admin alone."""
+
+from __future__ import annotations
+
+from django.contrib import admin
+from django.urls import path
+
+urlpatterns = [path("admin/", admin.site.urls)]
