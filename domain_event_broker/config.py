@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, get_args, get_type_hints
 from urllib.parse import urlsplit
 
@@ -110,6 +110,15 @@ def current() -> BrokerSettings | None:
     return parse(_provider() if _provider is not None else defaults.BROKER)
 
 
+def resolve(connection_settings: object) -> BrokerSettings | None:
+    """Return the settings behind the argument ``connection_settings`` of the public functions.
+
+    :param connection_settings: a URL (or any value of the setting); ``""``: the default
+        broker; ``None``: switched off.
+    """
+    return current() if connection_settings == "" else parse(connection_settings)
+
+
 def parse(value: object) -> BrokerSettings | None:
     """Read the value of ``DOMAIN_EVENT_BROKER``: a URL, a list of URLs, a dict, or ``None``."""
     if value is None:
@@ -120,6 +129,19 @@ def parse(value: object) -> BrokerSettings | None:
     if value["URL"] is None:
         return None
     return _build(BrokerSettings, value, "DOMAIN_EVENT_BROKER")  # type: ignore[no-any-return]
+
+
+def with_exchange(settings: BrokerSettings, exchange: str, exchange_type: str) -> BrokerSettings:
+    """Let the arguments of a public class win over the settings, unless they are its defaults."""
+    changed = {
+        name: value
+        for name, value, default in (
+            ("exchange", exchange, "domain-events"),
+            ("exchange_type", exchange_type, "topic"),
+        )
+        if value != default
+    }
+    return replace(settings, **changed) if changed else settings  # type: ignore[arg-type]
 
 
 def mask(url: str) -> str:
@@ -139,9 +161,13 @@ def _build(cls: type[Any], value: Mapping[str, Any], path: str) -> Any:
     arguments: dict[str, Any] = {}
     for key, given in value.items():
         if key not in known:
-            raise ConfigurationError(f"{path}[{key!r}] is not a setting; known are {', '.join(sorted(known))}")
+            raise ConfigurationError(
+                f"{path}[{key!r}] is not a setting; known are {', '.join(sorted(known))}"
+            )
         item = known[key]
-        arguments[item.name] = _convert(hints[item.name], item.metadata.get("choices"), given, f"{path}[{key!r}]")
+        arguments[item.name] = _convert(
+            hints[item.name], item.metadata.get("choices"), given, f"{path}[{key!r}]"
+        )
     return cls(**arguments)
 
 
@@ -194,7 +220,9 @@ def _hosts(url: str) -> list[str]:
 
 def _check_url(path: str, url: str) -> None:
     if not re.match(r"^[A-Za-z][A-Za-z0-9+.-]*:", url):
-        raise ConfigurationError(f"{path} is {mask(url)!r}, which has no scheme such as 'amqp:' or 'database:'")
+        raise ConfigurationError(
+            f"{path} is {mask(url)!r}, which has no scheme such as 'amqp:' or 'database:'"
+        )
     try:
         urlsplit(url).port  # noqa: B018 - reading it checks it
     except ValueError as error:

@@ -13,8 +13,9 @@
     │   └── AccessRefused         it answered: wrong credentials, vhost or permission
     ├── QueueMismatch             a queue exists with other arguments than the handler asks for
     ├── HandlerError              a handler is declared in a way that cannot be served
-    └── OutboxUnavailable         the outbox table cannot be read or written
-        └── OutboxNotMigrated     it does not exist yet
+    ├── OutboxUnavailable         the outbox table cannot be read or written
+    │   └── OutboxNotMigrated     it does not exist yet
+    └── InboxUnavailable          the inbox cannot be asked; the handler was not called
 
     HandlerSignal                 raised by a handler, never by the library
     ├── Retry                     handle this event again, after a delay
@@ -80,6 +81,10 @@ class OutboxUnavailable(DomainEventBrokerError):
 
 class OutboxNotMigrated(OutboxUnavailable):
     """The tables of the outbox do not exist: ``manage.py migrate`` has not been run."""
+
+
+class InboxUnavailable(DomainEventBrokerError):
+    """The inbox (the database behind it) cannot be asked just now; the handler was not called."""
 
 
 class HandlerSignal(Exception):

@@ -193,10 +193,13 @@ def _check_identity(event: DomainEvent) -> None:
             event.domain_object_id = value = str(value)
         if not isinstance(value, str) or not value or len(value) > limit or not value.isprintable():
             raise InvalidEvent(
-                f"event {event.routing_key!r}: {name}={value!r} is not a printable string of 1 to {limit} characters"
+                f"event {event.routing_key!r}: {name}={value!r} is not "
+                f"a printable string of 1 to {limit} characters"
             )
     if isinstance(event.timestamp, bool) or not isinstance(event.timestamp, (int, float)):
-        raise InvalidEvent(f"event {event.routing_key!r}: timestamp={event.timestamp!r} is not Unix time in seconds")
+        raise InvalidEvent(
+            f"event {event.routing_key!r}: timestamp={event.timestamp!r} is not Unix time in seconds"
+        )
 
 
 def _read_object(body: str | bytes) -> dict[str, Any]:

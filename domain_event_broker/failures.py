@@ -42,7 +42,9 @@ class Failure:
     def of(cls, error: BaseException, reason: str, attempts: int) -> Failure:
         """Describe ``error``, raised while the event was handled for the ``attempts``-th time."""
         kind = type(error)
-        name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        name = (
+            kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        )
         trace = "".join(traceback.format_exception(error))
         return cls(
             reason=reason,

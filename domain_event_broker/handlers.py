@@ -101,7 +101,9 @@ class Registry:
         wanted = list(dict.fromkeys(names))
         unknown = [name for name in wanted if name not in self._handlers]
         if unknown:
-            known = ", ".join(sorted(self._handlers)) or "none (is there a subscribers.py in an installed app?)"
+            known = (
+                ", ".join(sorted(self._handlers)) or "none (is there a subscribers.py in an installed app?)"
+            )
             raise HandlerError(f"no handler is named {', '.join(map(repr, unknown))}; known are: {known}")
         return [self._handlers[name] for name in wanted] if wanted else self.all()
 
@@ -175,7 +177,7 @@ def describe(function: Any) -> str:
 def _check_callable(name: str, function: Any) -> None:
     if not callable(function):
         raise HandlerError(f"handler {name!r} is {function!r}, which cannot be called")
-    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):
+    if _is_async(function):
         raise HandlerError(
             f"handler {name!r} ({describe(function)}) is an async function, which is not supported yet; "
             "wrap it with asgiref.sync.async_to_sync"
@@ -190,16 +192,27 @@ def _check_callable(name: str, function: Any) -> None:
         ) from error
 
 
+def _is_async(function: Any) -> bool:
+    call = getattr(type(function), "__call__", None)  # noqa: B004 - of an object, not whether it has one
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
+
+
 def _check_options(handler: Handler) -> None:
     for option, least in (("max_retries", 0), ("concurrency", 1), ("prefetch", 1)):
         value = getattr(handler, option)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise HandlerError(f"handler {handler.name!r}: {option}={value!r} is not an integer of {least} or more")
+            raise HandlerError(
+                f"handler {handler.name!r}: {option}={value!r} is not an integer of {least} or more"
+            )
     if handler.queue_type not in (None, "quorum", "classic"):
-        raise HandlerError(f"handler {handler.name!r}: queue_type={handler.queue_type!r}; use 'quorum' or 'classic'")
+        raise HandlerError(
+            f"handler {handler.name!r}: queue_type={handler.queue_type!r}; use 'quorum' or 'classic'"
+        )
     for kind in handler.retry_on:
         if not (isinstance(kind, type) and issubclass(kind, BaseException)):
-            raise HandlerError(f"handler {handler.name!r}: retry_on holds {kind!r}, which is not an exception class")
+            raise HandlerError(
+                f"handler {handler.name!r}: retry_on holds {kind!r}, which is not an exception class"
+            )
     transient = handler.exclusive or handler.auto_delete or not handler.durable
     if transient and handler.queue_type == "quorum":
         raise HandlerError(
@@ -209,4 +222,4 @@ def _check_options(handler: Handler) -> None:
 
 
 def _same_function(one: Any, other: Any) -> bool:
-    return one is other or describe(one) == describe(other) and "<lambda>" not in describe(one)
+    return one is other or (describe(one) == describe(other) and "<lambda>" not in describe(one))

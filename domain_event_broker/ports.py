@@ -264,7 +264,7 @@ class Transport(Protocol):
         """
 
     def wake(self) -> None:
-        """Make a :meth:`receive` under way in another thread return early."""
+        """Make the :meth:`receive` under way in another thread, or else the next one, return early."""
 
     def dead_letters(self, queue: str) -> DeadLetters:
         """Return the dead letters of the handler ``queue``."""
@@ -386,7 +386,7 @@ class RelayOutbox(Protocol):
         """Return when new rows may be there, or after ``timeout`` seconds."""
 
     def wake(self) -> None:
-        """Make a :meth:`wait` under way in another thread return early."""
+        """Make the :meth:`wait` under way in another thread, or else the next one, return early."""
 
     def pending(self, limit: int = 10_000) -> int:
         """Return how many rows wait to be sent, counting no further than ``limit``."""
@@ -407,4 +407,7 @@ class Inbox(Protocol):
         Returns ``False`` for a duplicate. For an idempotent handler the memory is written in
         the transaction that the handler runs in, so both happen or neither does. What the
         handler raises passes through.
+
+        :raises InboxUnavailable: the memory could not be asked, so the handler was not called;
+            calling again later is safe.
         """

@@ -43,7 +43,9 @@ class Backoff:
         return cls(base=delay, jitter=jitter)
 
     @classmethod
-    def exponential(cls, base: float, factor: float = 2.0, max: float = 3600.0, jitter: float = 0.1) -> Backoff:
+    def exponential(
+        cls, base: float, factor: float = 2.0, max: float = 3600.0, jitter: float = 0.1
+    ) -> Backoff:
         """``base``, ``base * factor``, ``base * factor**2``, ... seconds, at most ``max``."""
         return cls(base=base, factor=factor, max=max, jitter=jitter)
 

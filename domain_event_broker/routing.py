@@ -70,7 +70,7 @@ def _words_match(pattern: tuple[str, ...], words: tuple[str, ...]) -> bool:
     if not pattern:
         return not words
     if pattern[0] == "#":
-        return _words_match(pattern[1:], words) or bool(words) and _words_match(pattern, words[1:])
+        return _words_match(pattern[1:], words) or (bool(words) and _words_match(pattern, words[1:]))
     return bool(words) and pattern[0] in ("*", words[0]) and _words_match(pattern[1:], words[1:])
 
 

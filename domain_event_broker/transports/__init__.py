@@ -45,7 +45,9 @@ def transport_class(urls: Sequence[str]) -> Any:
     schemes = {scheme(url) for url in urls}
     name = next(iter(schemes))
     if schemes > {name} and schemes != {"amqp", "amqps"}:
-        raise ConfigurationError(f"URLs of one broker must share one scheme; these have {', '.join(sorted(schemes))}")
+        raise ConfigurationError(
+            f"URLs of one broker must share one scheme; these have {', '.join(sorted(schemes))}"
+        )
     if name in BUILT_IN:
         return _load(name, BUILT_IN[name])
     for found in entry_points(group=ENTRY_POINT_GROUP, name=name):
@@ -63,6 +65,7 @@ def _load(name: str, target: str) -> Any:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("domain_event_broker"):
             raise
+        wanted = _EXTRAS.get(name, error.name)
         raise MissingDependency(
-            f"'{name}:' needs the package {error.name!r}; install it with: pip install '{_EXTRAS.get(name, error.name)}'"
+            f"'{name}:' needs the package {error.name!r}; install it with: pip install '{wanted}'"
         ) from error

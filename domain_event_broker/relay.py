@@ -1,0 +1,301 @@
+"""The relay: step two of an event's way, from the outbox to the broker.
+
+A row leaves the outbox after the broker has confirmed that it holds the event. Killed at
+any moment, a relay leaves rows that are sent again by the next one: duplicates of at most
+one batch, never a loss. No transaction is open while the broker is talked to.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from domain_event_broker.config import BrokerSettings
+from domain_event_broker.errors import (
+    BrokerUnavailable,
+    DomainEventBrokerError,
+    OutboxNotMigrated,
+    OutboxUnavailable,
+)
+from domain_event_broker.ports import (
+    Held,
+    Lease,
+    OutboxRow,
+    PublishOutcome,
+    RelayOutbox,
+    Sent,
+    Stored,
+    Transport,
+)
+from domain_event_broker.retry import Backoff
+from domain_event_broker.transports import open_transport
+
+logger = logging.getLogger("domain_event_broker.relay")
+
+#: Delays between tries of one event that the broker refused.
+REFUSED_BACKOFF = Backoff.exponential(1.0, max=600.0)
+#: Seconds between two tries to reach a broker or a database that is away: first and longest.
+AWAY_SECONDS = (0.2, 30.0)
+#: Routing keys for which "nobody subscribes" is remembered as said.
+UNROUTABLE_KEYS_REMEMBERED = 1000
+
+
+@dataclass(slots=True)
+class RelayReport:
+    """What a relay did so far, in events."""
+
+    sent: int = 0
+    unroutable: int = 0
+    refused: int = 0
+    parked: int = 0
+
+    @property
+    def total(self) -> int:
+        """Events that the broker answered for."""
+        return self.sent + self.unroutable + self.refused + self.parked
+
+
+@dataclass(slots=True)
+class _Results:
+    """Answers of the broker for one batch, to be written to the outbox."""
+
+    sent: list[Sent] = field(default_factory=list)
+    held: list[Held] = field(default_factory=list)
+    blocked: set[str] = field(default_factory=set)
+
+
+class Relay:
+    """Moves events from an outbox to the broker.
+
+    :param outbox: where they are.
+    :param settings: where they go, and the policies of the outbox.
+    :param connect: opens the transport, anew after each loss.
+    :param clock: reading of a monotonic clock, in seconds.
+    :param on_batch: called after each batch with the report so far.
+    """
+
+    def __init__(
+        self,
+        outbox: RelayOutbox,
+        settings: BrokerSettings,
+        connect: Callable[[BrokerSettings], Transport] = open_transport,
+        clock: Callable[[], float] = time.monotonic,
+        on_batch: Callable[[RelayReport], None] = lambda report: None,
+    ) -> None:
+        self.report = RelayReport()
+        self._outbox = outbox
+        self._settings = settings
+        self._options = settings.outbox
+        self._connect = connect
+        self._clock = clock
+        self._on_batch = on_batch
+        self._transport: Transport | None = None
+        self._lease: Lease | None = None
+        self._renew_at = 0.0
+        self._unroutable_keys: set[str] = set()
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """Let the relay finish the batch at hand and return. Safe from any thread or signal handler."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Move events until :meth:`stop` is called, whatever broker and database do meanwhile.
+
+        :raises OutboxNotMigrated: there is no outbox table at the start.
+        """
+        failures = 0
+        try:
+            while not self._stopping.is_set():
+                try:
+                    busy = self._turn()
+                    failures = self._back(failures)
+                    if not busy:
+                        self._idle()
+                except (BrokerUnavailable, OutboxUnavailable) as error:
+                    if isinstance(error, OutboxNotMigrated) and self._lease is None:
+                        raise
+                    failures += 1
+                    self._away(error, failures)
+        finally:
+            self._close()
+
+    def run_once(self) -> RelayReport:
+        """Send what is due now and return.
+
+        :raises BrokerUnavailable: the broker is away.
+        :raises OutboxUnavailable: the database is away.
+        """
+        try:
+            while not self._stopping.is_set() and self._turn():
+                pass
+        finally:
+            self._close()
+        return self.report
+
+    def drain(self) -> RelayReport:
+        """Send until nothing is left that could be sent, waiting for buckets of other relays.
+
+        :raises BrokerUnavailable: the broker is away.
+        :raises OutboxUnavailable: the database is away.
+        """
+        try:
+            while not self._stopping.is_set():
+                if not self._turn():
+                    if not self._outbox.pending(limit=1):
+                        break
+                    self._outbox.wait(self._options.poll_seconds)
+        finally:
+            self._close()
+        return self.report
+
+    def _turn(self) -> int:
+        """Move one batch; return how many events the broker answered for."""
+        lease = self._current_lease()
+        rows = self._outbox.fetch(lease, self._options.batch_size) if lease.epochs else []
+        if not rows:
+            return 0
+        before = self.report.total
+        self._send(lease, rows)
+        self._on_batch(self.report)
+        return self.report.total - before
+
+    def _current_lease(self) -> Lease:
+        """Return our lease, renewed each third of its time."""
+        if self._lease is None or self._clock() >= self._renew_at:
+            # The next renewal is reckoned from before this one: however long it takes, the
+            # time until it is due again does not grow beyond the lease.
+            self._renew_at = self._clock() + self._options.lease_seconds / 3
+            self._lease = self._outbox.renew()
+        return self._lease
+
+    def _send(self, lease: Lease, rows: Sequence[OutboxRow]) -> None:
+        """Publish rows, and write the broker's answers to the outbox, also if it went away in between."""
+        results = _Results()
+        try:
+            for wave in waves(rows):
+                if self._clock() >= lease.deadline or self._stopping.is_set():
+                    # The lease may be another relay's by now; what was not sent stays.
+                    break
+                self._publish(
+                    [row for row in wave if row.message.ordering_key not in results.blocked], results
+                )
+        finally:
+            if results.sent or results.held:
+                self._outbox.settle(lease, results.sent, results.held)
+                self._count(results)
+
+    def _publish(self, rows: Sequence[OutboxRow], results: _Results) -> None:
+        if not rows:
+            return
+        if self._transport is None:
+            self._transport = self._connect(self._settings)
+        outcomes = self._transport.publish([row.message for row in rows])
+        for row, outcome in zip(rows, outcomes, strict=True):
+            answer = self._judge(row, outcome)
+            if isinstance(answer, Sent):
+                results.sent.append(answer)
+            else:
+                results.held.append(answer)
+                if answer.block_key and row.message.ordering_key is not None:
+                    results.blocked.add(row.message.ordering_key)
+
+    def _judge(self, row: OutboxRow, outcome: PublishOutcome) -> Sent | Held:
+        """Decide what becomes of a row, by the policies of the settings."""
+        keyed = row.message.ordering_key is not None
+        if outcome.stored is Stored.STORED:
+            return Sent(row)
+        if outcome.stored is Stored.UNROUTABLE:
+            self._say_unroutable(row.message.routing_key)
+            if self._options.unroutable == "park":
+                return Held(row, "no queue is bound for its routing key", None, block_key=False)
+            return Sent(row, unroutable=self._options.unroutable == "archive")
+        attempts = row.attempts + 1
+        if attempts >= self._options.max_attempts:
+            return Held(row, outcome.reason, None, keyed and self._options.on_failure == "block_key")
+        return Held(row, outcome.reason, REFUSED_BACKOFF.delay(attempts), keyed)
+
+    def _say_unroutable(self, routing_key: str) -> None:
+        if (
+            routing_key not in self._unroutable_keys
+            and len(self._unroutable_keys) < UNROUTABLE_KEYS_REMEMBERED
+        ):
+            self._unroutable_keys.add(routing_key)
+            logger.warning(
+                "no queue is bound for %s: nobody subscribes to it (said once for each routing key)",
+                routing_key,
+                extra={"routing_key": routing_key, "outcome": "unroutable"},
+            )
+
+    def _count(self, results: _Results) -> None:
+        for answer in results.sent:
+            if answer.unroutable:
+                self.report.unroutable += 1
+            else:
+                self.report.sent += 1
+        for held in results.held:
+            parked = held.retry_in is None
+            self.report.parked += parked
+            self.report.refused += not parked
+            logger.log(
+                logging.ERROR if parked else logging.WARNING,
+                "%s %s refused by the broker, %s: %s",
+                held.row.message.routing_key,
+                held.row.message.event_id,
+                "parked" if parked else f"again in {held.retry_in:.1f} s",
+                held.reason,
+                extra={"event_id": held.row.message.event_id, "attempt": held.row.attempts + 1},
+            )
+
+    def _idle(self) -> None:
+        """Wait for new rows; keep the connection to the broker alive meanwhile."""
+        if self._transport is not None:
+            self._transport.receive(0, 0)
+        until_renewal = max(0.0, self._renew_at - self._clock())
+        self._outbox.wait(min(self._options.poll_seconds, until_renewal))
+
+    def _away(self, error: DomainEventBrokerError, failures: int) -> None:
+        """Wait a little for a broker or a database that went away. No event pays for it."""
+        self._disconnect()
+        if failures == 1:
+            logger.error("%s; trying again until it is back", error)
+        seconds = min(AWAY_SECONDS[0] * 2 ** min(failures, 10), AWAY_SECONDS[1])
+        self._stopping.wait(seconds * random.uniform(0.5, 1.0))  # noqa: S311 - spreads reconnects, no secret
+
+    def _back(self, failures: int) -> int:
+        if failures:
+            logger.info("relaying again after %d tries", failures)
+        return 0
+
+    def _disconnect(self) -> None:
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.close()
+
+    def _close(self) -> None:
+        self._disconnect()
+        self._outbox.leave()
+        self._lease = None
+
+
+def waves(rows: Sequence[OutboxRow]) -> list[list[OutboxRow]]:
+    """Split rows so that no part holds two of one ordering key; order within a key is kept.
+
+    Parts are published one after the other, each as a whole: should the broker refuse an
+    event, no later one of the same key is under way already, and their order can be kept.
+    """
+    result: list[list[OutboxRow]] = []
+    seen: dict[str, int] = {}
+    for row in rows:
+        key = row.message.ordering_key
+        index = 0 if key is None else seen.get(key, 0)
+        if key is not None:
+            seen[key] = index + 1
+        if index == len(result):
+            result.append([])
+        result[index].append(row)
+    return result

@@ -1,0 +1,174 @@
+"""Replay: from the dead letters of one handler back into the queue of that handler."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from domain_event_broker import config
+from domain_event_broker.config import BrokerSettings
+from domain_event_broker.errors import MalformedEvent
+from domain_event_broker.events import DomainEvent, decode
+from domain_event_broker.ports import DeadLetter, DeadLetters, Decision, SiftReport
+from domain_event_broker.routing import matches
+from domain_event_broker.transports import open_transport
+
+#: Put the event back to work.
+RETRY = Decision.RETRY
+#: Leave the event in the dead letters.
+LEAVE = Decision.LEAVE
+#: Delete the event.
+DISCARD = Decision.DISCARD
+
+
+def retry_event(event: DomainEvent) -> Decision:
+    """Answer ``RETRY`` for every event: the default of :func:`replay_event` and :func:`replay_all`."""
+    return RETRY
+
+
+def replay_event(
+    queue_name: str,
+    message_callback: Callable[[DomainEvent], Decision] = retry_event,
+    connection_settings: str | None = "",
+) -> int:
+    """Move the oldest dead letter of a handler back into its queue.
+
+    The event is stored in the queue before it leaves the dead letters: interrupted in
+    between, it is in both, never in neither.
+
+    :param queue_name: name of the handler.
+    :param message_callback: gets the event, returns ``RETRY``, ``LEAVE`` or ``DISCARD``.
+    :param connection_settings: URL of the broker; by default the configured one.
+    :return: the number of events left in the dead letters.
+    :raises BrokerUnavailable: the broker could not be reached, or went away.
+    """
+    with _open(queue_name, connection_settings) as letters:
+        if letters is None:
+            return 0
+        letters.sift(_asking(message_callback), limit=1)
+        return letters.count()
+
+
+def replay_all(
+    queue_name: str,
+    message_callback: Callable[[DomainEvent], Decision] = retry_event,
+    connection_settings: str | None = "",
+) -> int:
+    """Move all events that are in the dead letters of a handler now back into its queue.
+
+    Parameters and guarantee are those of :func:`replay_event`. It ends, whatever is answered.
+
+    :return: the number of events dead-lettered since it started.
+    """
+    with _open(queue_name, connection_settings) as letters:
+        if letters is None:
+            return 0
+        report = letters.sift(_asking(message_callback))
+        return max(0, letters.count() - report.left)
+
+
+@dataclass(frozen=True, slots=True)
+class LetterFilter:
+    """Which dead letters are meant; what is not given does not matter.
+
+    :param event_ids: identities of events.
+    :param routing_key: a binding key, such as ``"order.*"``, that the routing key must match.
+    :param older_than: seconds since the failure.
+    :param error_type: end of the name of the exception, such as ``"ServiceDown"``.
+    """
+
+    event_ids: frozenset[str] = frozenset()
+    routing_key: str | None = None
+    older_than: float | None = None
+    error_type: str | None = None
+
+    def accepts(self, letter: DeadLetter) -> bool:
+        """Tell whether ``letter`` is meant."""
+        if self.event_ids and event_id_of(letter) not in self.event_ids:
+            return False
+        if self.routing_key is not None and not matches(self.routing_key, letter.routing_key):
+            return False
+        if self.error_type is not None and not _error_type(letter).endswith(self.error_type):
+            return False
+        return self.older_than is None or _failed_at(letter) <= time.time() - self.older_than
+
+
+def browse(letters: DeadLetters, accept: LetterFilter, limit: int | None = None) -> list[DeadLetter]:
+    """Return the dead letters that ``accept`` means, oldest first; nothing is changed."""
+    found: list[DeadLetter] = []
+
+    def look(letter: DeadLetter) -> Decision:
+        if (limit is None or len(found) < limit) and accept.accepts(letter):
+            found.append(letter)
+        return LEAVE
+
+    letters.sift(look)
+    return found
+
+
+def replay(
+    letters: DeadLetters,
+    accept: LetterFilter,
+    decision: Decision = RETRY,
+    limit: int | None = None,
+    progress: Callable[[DeadLetter], None] = lambda letter: None,
+) -> SiftReport:
+    """Do ``decision`` for up to ``limit`` dead letters that ``accept`` means, oldest first.
+
+    :param progress: called with each of them.
+    """
+    taken = 0
+
+    def decide(letter: DeadLetter) -> Decision:
+        nonlocal taken
+        if (limit is not None and taken >= limit) or not accept.accepts(letter):
+            return LEAVE
+        taken += 1
+        progress(letter)
+        return decision
+
+    return letters.sift(decide)
+
+
+def event_of(letter: DeadLetter) -> DomainEvent:
+    """Return the event in a dead letter; one without data where the body is no event."""
+    try:
+        return decode(letter.body, letter.event_id, _attempts(letter))
+    except MalformedEvent:
+        return DomainEvent(letter.routing_key, {}, uuid_string=letter.event_id)
+
+
+def event_id_of(letter: DeadLetter) -> str:
+    """Return the identity on the envelope of a dead letter, or else in its body, or ``""``."""
+    return letter.event_id or event_of(letter).uuid_string
+
+
+@contextmanager
+def _open(queue_name: str, connection_settings: str | None) -> Iterator[DeadLetters | None]:
+    settings: BrokerSettings | None = config.resolve(connection_settings)
+    if settings is None:
+        yield None
+        return
+    transport = open_transport(settings)
+    try:
+        yield transport.dead_letters(queue_name)
+    finally:
+        transport.close()
+
+
+def _asking(callback: Callable[[DomainEvent], Decision]) -> Callable[[DeadLetter], Decision]:
+    return lambda letter: Decision(callback(event_of(letter)))
+
+
+def _attempts(letter: DeadLetter) -> int:
+    return letter.failure.attempts if letter.failure else 0
+
+
+def _error_type(letter: DeadLetter) -> str:
+    return letter.failure.error_type if letter.failure else ""
+
+
+def _failed_at(letter: DeadLetter) -> float:
+    return letter.failure.failed_at if letter.failure else 0.0
