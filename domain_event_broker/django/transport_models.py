@@ -14,7 +14,9 @@ class TransportQueue(models.Model):
 
     id = models.BigAutoField(primary_key=True)
     name = models.CharField("handler", max_length=255, unique=True)
-    binding_keys = models.TextField("binding keys", default="[]", help_text="JSON list of strings.")
+    bindings = models.TextField(
+        "bindings", default="{}", help_text="JSON object: a list of binding keys for each exchange."
+    )
 
     class Meta:
         app_label = "domain_event_broker"
