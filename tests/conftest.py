@@ -1,7 +1,7 @@
 """Fixtures that every test may use: private servers, names of its own, and a look for what was left behind.
 
-The servers start when the first test asks for one, once per worker of pytest-xdist. A test that kills or freezes a
-server makes one for itself (``with PrivateRabbitMQ() as broker:``); the shared ones stay up.
+The servers start when the first test asks for one, once per worker of pytest-xdist. A test that kills or
+freezes a server makes one for itself (``with PrivateRabbitMQ() as broker:``); the shared ones stay up.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def rabbitmq_server() -> Iterator[PrivateRabbitMQ]:
     with PrivateRabbitMQ() as server:
         yield server
         if server.is_running:
-            wait_until(lambda: not server.connections(), PATIENCE, lambda: f"all closed: {server.connections()}")
+            wait_until(
+                lambda: not server.connections(), PATIENCE, lambda: f"all closed: {server.connections()}"
+            )
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +58,7 @@ def redis_server() -> Iterator[PrivateRedis]:
 
 @pytest.fixture
 def fresh_name() -> Callable[[str], str]:
-    """Return a function that makes names nobody else uses: ``fresh_name("orders")`` -> ``orders-5f1c09ab-1``."""
+    """Return a function that makes unique names: ``fresh_name("orders")`` -> ``orders-5f1c09ab-1``."""
     test, numbers = secrets.token_hex(4), itertools.count(1)
     return lambda prefix: f"{prefix}-{test}-{next(numbers)}"
 

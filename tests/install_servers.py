@@ -3,15 +3,13 @@
     python3 -m tests.install_servers            # install those that are missing
     python3 -m tests.install_servers --list     # only say what is there
 
-Works on Debian and Ubuntu, through sudo where the user isn't root. The machine's own services are neither started
-nor enabled, no database cluster is made, and software that is there already isn't touched.
+Works on Debian and Ubuntu, through sudo where the user isn't root. The machine's own services are neither
+started nor enabled, no database cluster is made, and software that is there already isn't touched.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 
@@ -22,15 +20,18 @@ from tests.harness.binaries import ServerSoftware
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python3 -m tests.install_servers", description="Install the servers that the tests start privately."
+        prog="python3 -m tests.install_servers",
+        description="Install the servers that the tests start privately.",
     )
-    parser.add_argument("--list", action="store_true", help="only say what is there; exit 1 if something is missing")
+    parser.add_argument(
+        "--list", action="store_true", help="only say what is there; exit 1 if something is missing"
+    )
     options = parser.parse_args(arguments)
     missing = report()
     if not missing or options.list:
         return 1 if missing else 0
     try:
-        install(missing, arguments)
+        install(missing)
     except apt.CannotInstall as error:
         print(f"Cannot install the servers: {error}", file=sys.stderr)
         return 1
@@ -48,16 +49,11 @@ def report() -> list[ServerSoftware]:
     return missing
 
 
-def install(missing: Sequence[ServerSoftware], arguments: Sequence[str]) -> None:
-    """Install what is missing with apt, then keep its services from starting at the next boot."""
+def install(missing: Sequence[ServerSoftware]) -> None:
+    """Install what is missing with apt."""
     packages = [software.package for software in missing]
-    apt.check_possible(packages)
-    apt.become_root("tests.install_servers", arguments)
     print(f"Installing {', '.join(packages)} ...", flush=True)
-    apt.install(packages)
-    if shutil.which("systemctl"):
-        services = [service for software in missing for service in software.services]
-        subprocess.run(["systemctl", "disable", *services], capture_output=True, check=False)
+    apt.install(packages, [service for software in missing for service in software.services])
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -26,37 +27,46 @@ class CannotInstall(RuntimeError):
     """The packages can't be installed from here; the message says which they are and why."""
 
 
-def check_possible(packages: Sequence[str]) -> None:
-    """Raise ``CannotInstall`` unless this machine has apt and this user may use it."""
+def install(packages: Sequence[str], services: Sequence[str] = ()) -> None:
+    """Install ``packages``, through sudo where this isn't root.
+
+    Nothing is started, no database cluster is made on this machine, and ``services`` (systemd units that the
+    packages bring) won't start at the next boot either.
+    """
+    if not packages:
+        return
+    _check_possible(packages)
+    if os.geteuid() == 0:
+        _install_as_root(packages, services)
+        return
+    # Without a terminal nobody could type a password: fail at once rather than wait for ever.
+    no_questions = [] if sys.stdin is not None and sys.stdin.isatty() else ["-n"]
+    again = [sys.executable, "-B", "-m", "tests.harness.apt", *packages, "--disable", *services]
+    if subprocess.run(["sudo", *no_questions, *again], check=False).returncode != 0:
+        raise CannotInstall(f"sudo failed. Please run as root: apt-get install {' '.join(packages)}")
+
+
+def _check_possible(packages: Sequence[str]) -> None:
     wanted = " ".join(packages)
     if not shutil.which("apt-get"):
-        raise CannotInstall(f"this machine has no apt-get. Please install with its own package manager: {wanted}")
+        raise CannotInstall(f"this machine has no apt-get. With its own package manager, install: {wanted}")
     if os.geteuid() != 0 and not shutil.which("sudo"):
         raise CannotInstall(f"neither root nor sudo. Please run as root: apt-get install {wanted}")
 
 
-def become_root(module: str, arguments: Sequence[str]) -> None:
-    """Run ``module`` again through sudo, in place of this process, unless this is root already."""
-    if os.geteuid() == 0:
-        return
-    # Without a terminal nobody could type a password: fail at once rather than wait for ever.
-    no_questions = [] if sys.stdin is not None and sys.stdin.isatty() else ["-n"]
-    sys.stdout.flush()
-    os.execvp("sudo", ["sudo", *no_questions, sys.executable, "-B", "-m", module, *arguments])
-
-
-def install(packages: Sequence[str]) -> None:
-    """Install ``packages`` as root; nothing is started and no database cluster is made on this machine."""
+def _install_as_root(packages: Sequence[str], services: Sequence[str]) -> None:
     with _services_held_back():
         if "postgresql" in packages:
             # Brings the file that says whether the server's package makes a cluster.
             _apt_install(["postgresql-common"])
         with _no_main_cluster():
             _apt_install(packages)
+    if services and shutil.which("systemctl"):
+        subprocess.run(["systemctl", "disable", *services], capture_output=True, check=False)
 
 
 def _apt_install(packages: Sequence[str]) -> None:
-    """Install; when that fails, the package lists may be missing or too old: refresh them and try once more."""
+    """Install; if that fails, the package lists may be missing or too old: refresh them and try again."""
     if _apt("install", *packages) == 0:
         return
     _apt("update")
@@ -99,3 +109,21 @@ def _temporarily(path: Path, text: str, mode: int) -> Iterator[None]:
         path.unlink()
         if aside.exists():
             aside.rename(path)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Install what the command line names; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python3 -m tests.harness.apt", description=__doc__)
+    parser.add_argument("packages", nargs="+", help="packages to install")
+    parser.add_argument("--disable", nargs="*", default=[], metavar="SERVICE", help="services to keep off")
+    options = parser.parse_args(arguments)
+    try:
+        install(options.packages, options.disable)
+    except CannotInstall as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -30,7 +30,7 @@ class ServerSoftware:
     variable: str
 
     def find(self, program: str | None = None) -> Path | None:
-        """Return the path of the server's program, or of another program that belongs to it, if it is there."""
+        """Return the path of the server's program, or of another that belongs to it, if it is there."""
         name = program or self.program
         for folder in self._folders():
             path = folder / name
@@ -44,8 +44,9 @@ class ServerSoftware:
         path = self.find(program)
         if path is None:
             raise ServerMissing(
-                f"{self.name}: the program {program or self.program!r} was not found. On Debian and Ubuntu install the "
-                f"package {self.package!r} (`python3 -m tests.install_servers` does so without starting a service); "
+                f"{self.name}: the program {program or self.program!r} was not found. "
+                f"On Debian and Ubuntu install the package {self.package!r} "
+                "(`python3 -m tests.install_servers` does so without starting a service); "
                 f"elsewhere set {self.variable} to the folder that holds the program."
             )
         return path
@@ -53,7 +54,11 @@ class ServerSoftware:
     def _folders(self) -> list[Path]:
         if chosen := os.environ.get(self.variable):
             return [Path(chosen)]
-        found = [match for pattern in self.folders for match in sorted(glob.glob(pattern), key=_version, reverse=True)]
+        found = [
+            match
+            for pattern in self.folders
+            for match in sorted(glob.glob(pattern), key=_version, reverse=True)
+        ]
         return [Path(match) for match in found]
 
 
@@ -61,8 +66,8 @@ def _version(path: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", path)]
 
 
-# /usr/sbin/rabbitmq-server of Debian is a wrapper around `su rabbitmq`: its pid isn't the broker's, so it can't be
-# killed honestly. The script below /usr/lib replaces itself by the Erlang machine.
+# /usr/sbin/rabbitmq-server of Debian is a wrapper around `su rabbitmq`: its pid isn't the broker's, so it
+# can't be killed honestly. The script below /usr/lib replaces itself by the Erlang machine.
 RABBITMQ = ServerSoftware(
     name="RabbitMQ",
     program="rabbitmq-server",

@@ -10,14 +10,14 @@ import tempfile
 from pathlib import Path
 
 FIRST = 20000
-#: Above lie the ports that systems hand out to outgoing connections. A server that is down for a moment can lose
-#: such a port to one of its own clients, and then doesn't come up again.
+#: Above lie the ports that systems hand out to outgoing connections. A server that is down for a moment can
+#: lose such a port to one of its own clients, and then doesn't come up again.
 LAST = 32767
 LOCAL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 class PortLease:
-    """A port that is ours until ``release()`` or the end of this process, also while no server listens on it."""
+    """A port that is ours until ``release()`` or the end of this process, also while nobody listens on it."""
 
     def __init__(self, port: int, lock: int) -> None:
         self.port = port
@@ -55,7 +55,10 @@ def _outgoing_range() -> tuple[int, int]:
 
 
 def _lock(port: int) -> int | None:
-    """Return the descriptor whose lock keeps the port ours; the system drops it with the process, however that ends."""
+    """Return the descriptor whose lock keeps the port ours, or None when it is another's.
+
+    The system drops the lock with the process, however that ends.
+    """
     folder = Path(tempfile.gettempdir(), f"private-server-ports-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
     lock = os.open(folder / str(port), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)

@@ -21,8 +21,8 @@ from tests.harness.waiting import wait_until
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-#: Milliseconds after which at-least-once dead-lettering tries again when its target was away. The broker's own 180 s
-#: would make every test with a restart in it take minutes.
+#: Milliseconds after which at-least-once dead-lettering tries again when its target was away. The broker's
+#: own 180 s would make every test with a restart in it take minutes.
 DEAD_LETTER_RETRY_MS = 5000
 
 CONFIGURATION = """\
@@ -44,8 +44,8 @@ ssl_options.fail_if_no_peer_cert = {client_must_show_certificate}
 class PrivateRabbitMQ(PrivateServer):
     """A broker with one node, its own Erlang port mapper (epmd) and, with ``tls=True``, a TLS listener.
 
-    ``client_cert_required`` makes the TLS listener refuse clients that show no certificate; otherwise one that is
-    shown must be valid, but none is asked for.
+    ``client_cert_required`` makes the TLS listener refuse clients that show no certificate; otherwise one
+    that is shown must be valid, but none is asked for.
     """
 
     kind = "rabbitmq"
@@ -66,7 +66,8 @@ class PrivateRabbitMQ(PrivateServer):
         self, user: str = "guest", password: str = "guest", vhost: str = "/", host: str = "127.0.0.1"
     ) -> str:
         """Return the ``amqp://`` URL of this broker."""
-        return f"amqp://{quote(user, safe='')}:{quote(password, safe='')}@{host}:{self.port}/{quote(vhost, safe='')}"
+        user, password, vhost = (quote(part, safe="") for part in (user, password, vhost))
+        return f"amqp://{user}:{password}@{host}:{self.port}/{vhost}"
 
     def tls_url(self, user: str = "guest", password: str = "guest", vhost: str = "/") -> str:
         """Return the ``amqps://`` URL; the certificate is made out to localhost and 127.0.0.1."""
@@ -155,7 +156,10 @@ class PrivateRabbitMQ(PrivateServer):
         }
 
     def is_ready(self) -> bool:
-        """Tell whether a client gets a connection; the port is tried first, for pika logs each refusal as an error."""
+        """Tell whether a client gets a connection.
+
+        The port is tried first, for pika logs each refusal as an error.
+        """
         if not _listens(self.port) or (self.tls_port and not _listens(self.tls_port)):
             return False
         try:
@@ -165,9 +169,15 @@ class PrivateRabbitMQ(PrivateServer):
         return True
 
     def _start_epmd(self) -> None:
-        """Run the port mapper as a child of ours: the broker would leave one behind as a daemon that nobody ends."""
+        """Run the port mapper as our child: the broker would leave one behind that nobody ends."""
         if self._epmd is None or self._epmd.poll() is not None:
-            command = [self._epmd_binary, "-port", str(self._epmd_port), "-address", "127.0.0.1"]
+            command: list[str | Path] = [
+                self._epmd_binary,
+                "-port",
+                str(self._epmd_port),
+                "-address",
+                "127.0.0.1",
+            ]
             self._epmd = self._spawn(command, self.directory / "epmd.txt")
             wait_until(lambda: _listens(self._epmd_port), message="epmd listens")
 
@@ -196,7 +206,9 @@ def _find_epmd() -> Path:
     path = binaries.RABBITMQ.find("epmd")
     found = [path] if path else sorted(Path("/usr/lib/erlang").glob("erts-*/bin/epmd"))
     if not found:
-        raise binaries.ServerMissing("RabbitMQ: epmd was not found; on Debian and Ubuntu the package 'erlang-base' has it")
+        raise binaries.ServerMissing(
+            "RabbitMQ: epmd was not found; on Debian and Ubuntu the package 'erlang-base' has it"
+        )
     return found[-1]
 
 

@@ -1,4 +1,4 @@
-"""What every private server has in common: a child process, a directory, ports, and an end that leaves nothing."""
+"""What all private servers share: a child process, a directory, ports, and an end that leaves nothing."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 START_TIMEOUT = 60.0
 #: Seconds a server gets to end by itself.
 STOP_TIMEOUT = 30.0
-#: Reads until its standard input ends. A line says "all is well"; an end without one says that the test process died,
-#: and then the server ($1) and its directory ($2) go as well.
+#: Reads until its standard input ends. A line says "all is well"; an end without one says that the tests'
+#: process died, and then the server ($1) and its directory ($2) go as well.
 GUARD = 'read -r line || { kill -KILL "$1"; rm -rf "$2"; }'
 LOG_LINES_SHOWN = 30
 
@@ -35,10 +35,10 @@ class ServerError(RuntimeError):
 
 
 class PrivateServer(ABC):
-    """A server of our own: ``start``, ``stop``, ``kill`` and ``start`` again with the same data, at last ``close``.
+    """A server of our own: ``start``, ``stop``, ``kill``, ``start`` again with the same data, then ``close``.
 
-    As a context manager it starts on entry and closes on exit. ``pid`` is the server itself, no wrapper: it is the
-    process that tests kill, freeze and thaw.
+    As a context manager it starts on entry and closes on exit. ``pid`` is the server itself, no wrapper: it
+    is the process that tests kill, freeze and thaw.
     """
 
     kind: ClassVar[str]
@@ -106,7 +106,7 @@ class PrivateServer(ABC):
         wait_until(self._is_ready_or_dead, START_TIMEOUT, lambda: f"{self.kind} is ready{self._log_tail()}")
 
     def stop(self) -> None:
-        """Ask the server to end in its orderly way, and wait until it has. Does nothing when it isn't running."""
+        """Ask the server to end in its orderly way, wait until it has. Does nothing when it isn't running."""
         if not self.is_running:
             return
         self.thaw()
@@ -115,17 +115,21 @@ class PrivateServer(ABC):
             self._require_process().wait(STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise ServerError(f"{self.kind} did not stop within {STOP_TIMEOUT:g} s{self._log_tail()}") from None
+            raise ServerError(
+                f"{self.kind} did not stop within {STOP_TIMEOUT:g} s{self._log_tail()}"
+            ) from None
         self._dismiss_guard()
 
     def kill(self) -> None:
-        """End the server as a crash would: SIGKILL for it, then for what it started, with no chance to tidy up."""
+        """End the server as a crash would: SIGKILL for it and what it started, with no chance to tidy up."""
         process = self._require_process()
         children = descendants(process.pid)
         process.kill()
         process.wait()
         send_signal(signal.SIGKILL, children)
-        wait_until(lambda: not any(map(is_alive, children)), STOP_TIMEOUT, f"the children of {self.kind} are gone")
+        wait_until(
+            lambda: not any(map(is_alive, children)), STOP_TIMEOUT, f"the children of {self.kind} are gone"
+        )
         self._dismiss_guard()
 
     def restart(self) -> None:
@@ -134,7 +138,7 @@ class PrivateServer(ABC):
         self.start()
 
     def freeze(self) -> None:
-        """Halt the server (SIGSTOP) with its connections open: to clients it looks like a network that went silent."""
+        """Halt the server (SIGSTOP) with its connections open: clients see a network that went silent."""
         send_signal(signal.SIGSTOP, [self.pid])
         send_signal(signal.SIGSTOP, descendants(self.pid))
 
@@ -158,7 +162,9 @@ class PrivateServer(ABC):
             self.close()
             raise
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
         self.close()
 
     # For the kinds of server.
@@ -170,7 +176,7 @@ class PrivateServer(ABC):
         return lease.port
 
     def run_tool(self, *command: str | Path) -> str:
-        """Run one of the server's own tools to its end and return what it printed; raise ``ServerError`` if it fails."""
+        """Run one of the server's tools and return what it printed; raise ``ServerError`` if it fails."""
         done = subprocess.run(
             command,
             cwd=self.directory,

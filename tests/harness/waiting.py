@@ -17,11 +17,15 @@ class TimedOut(AssertionError):
 
 
 def wait_until(
-    condition: Callable[[], T], timeout: float = 10.0, message: str | Callable[[], str] = "", interval: float = INTERVAL
+    condition: Callable[[], T],
+    timeout: float = 10.0,
+    message: str | Callable[[], str] = "",
+    interval: float = INTERVAL,
 ) -> T:
-    """Call ``condition`` until it returns something true, and return that; raise ``TimedOut`` after ``timeout`` seconds.
+    """Call ``condition`` until it returns something true, and return that.
 
-    ``message`` says what was waited for. Give a function when it should tell the state at the end.
+    Raises ``TimedOut`` after ``timeout`` seconds. ``message`` says what was waited for; give a function
+    when it should tell the state at the end.
     """
     deadline = time.monotonic() + timeout
     while True:

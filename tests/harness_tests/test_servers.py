@@ -1,4 +1,4 @@
-"""The private servers keep their promise: started, killed, started again with their data, gone without a trace."""
+"""Private servers keep their promise: killed, started again with their data, gone without a trace."""
 
 from __future__ import annotations
 

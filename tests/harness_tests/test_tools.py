@@ -16,11 +16,13 @@ NOWHERE = ServerSoftware("Nowhere", "no-such-program", (), "nowhere-server", (),
 
 
 def test_a_missing_server_is_an_error_that_names_the_package() -> None:
-    with pytest.raises(ServerMissing, match="package 'nowhere-server'.*TEST_NOWHERE_BIN"):
+    with pytest.raises(ServerMissing, match=r"package 'nowhere-server'.*TEST_NOWHERE_BIN"):
         NOWHERE.require()
 
 
-def test_a_variable_overrules_where_a_server_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_overrules_where_a_server_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     program = tmp_path / "redis-server"
     program.touch(mode=0o755)
     monkeypatch.setenv("TEST_REDIS_BIN", str(tmp_path))
