@@ -46,10 +46,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def package_files() -> set[str]:
-    """Return every file of the package, templates and the like too, that git knows or would know."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", PACKAGE]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
-    return {name for name in listed if name and (ROOT / name).exists()}
+    """Return every file of the package in the source tree, templates and the like too."""
+    files = (path for path in (ROOT / PACKAGE).rglob("*") if path.is_file() and path.suffix != ".pyc")
+    return {str(path.relative_to(ROOT)) for path in files}
 
 
 def strangers(names: Iterable[str]) -> list[str]:
