@@ -1,0 +1,97 @@
+"""What the commands share: settings, exit codes, signals."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from domain_event_broker import config
+from domain_event_broker.config import BrokerSettings
+from domain_event_broker.errors import (
+    BrokerUnavailable,
+    ConfigurationError,
+    DomainEventBrokerError,
+    HandlerError,
+    InboxUnavailable,
+    OutboxUnavailable,
+)
+
+#: Exit codes: all is well; something failed or is left to do; called or configured wrongly;
+#: a broker or a database is away, so that trying again later makes sense.
+OK, FAILED, USAGE, AWAY = 0, 1, 2, 3
+
+EXIT_CODES = (
+    "Exit codes: 0 all is well, 1 something failed or is left to do, "
+    "2 wrong arguments or settings, 3 the broker or the database is away (try again later)."
+)
+
+
+class BrokerCommand(BaseCommand):
+    """A command whose errors of the library become one line and an exit code.
+
+    Subclasses write :meth:`run` instead of ``handle``.
+    """
+
+    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
+        """Let ``--help`` end with the exit codes."""
+        return super().create_parser(prog_name, subcommand, epilog=EXIT_CODES, **kwargs)
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Run the command, and turn what the library raises into an exit code."""
+        try:
+            code = self.run(**options)
+        except (ConfigurationError, HandlerError) as error:
+            raise CommandError(str(error), returncode=USAGE) from error
+        except (BrokerUnavailable, OutboxUnavailable, InboxUnavailable) as error:
+            raise CommandError(str(error), returncode=AWAY) from error
+        except DomainEventBrokerError as error:
+            raise CommandError(str(error), returncode=FAILED) from error
+        if code:
+            sys.exit(code)
+
+    def run(self, **options: Any) -> int:
+        """Do the work and return the exit code."""
+        raise NotImplementedError
+
+    def settings(self) -> BrokerSettings:
+        """Return the settings in force.
+
+        :raises CommandError: the broker is switched off.
+        """
+        settings = config.current()
+        if settings is None:
+            raise CommandError(
+                "DOMAIN_EVENT_BROKER is None: the broker is switched off. "
+                "Set it to a URL such as 'amqp://user:password@host:5672/%2F' or 'database:'.",
+                returncode=USAGE,
+            )
+        return settings
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Return an argument type: an integer of ``least`` or more."""
+
+    def integer(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise ValueError(text)
+        return value
+
+    integer.__name__ = f"integer of {least} or more"
+    return integer
+
+
+def on_stop_signals(stop: Callable[[], None]) -> None:
+    """Call ``stop`` on the first SIGTERM or SIGINT; a second one ends the process at once."""
+
+    def first(signum: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        stop()
+
+    signal.signal(signal.SIGTERM, first)
+    signal.signal(signal.SIGINT, first)

@@ -1,0 +1,154 @@
+"""``manage.py replay_dlq``: puts dead letters back to work."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from typing import Any
+
+from django.core.management.base import CommandError, CommandParser
+
+from domain_event_broker.django.discovery import discover
+from domain_event_broker.django.management.base import OK, USAGE, BrokerCommand, at_least
+from domain_event_broker.django.terminal import Progress
+from domain_event_broker.errors import HandlerError
+from domain_event_broker.ports import DeadLetter, DeadLetters, Decision
+from domain_event_broker.replay import LetterFilter, browse, event_id_of, replay
+from domain_event_broker.routing import check_binding_key
+from domain_event_broker.transports import open_transport
+
+_ANSWERS = {"r": Decision.RETRY, "d": Decision.DISCARD, "": Decision.LEAVE, "l": Decision.LEAVE}
+
+
+class Command(BrokerCommand):
+    """Replays, discards or shows the dead letters of handlers."""
+
+    help = (
+        "Put events from the dead letters of handlers back into their queues: only the handler that "
+        "failed sees them again, and its retries start anew. Each event is stored in the queue before it "
+        "leaves the dead letters. Use --dry-run to look, and --interactive to decide one by one."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Declare the options."""
+        parser.add_argument("queues", nargs="*", metavar="QUEUE", help="names of handlers")
+        parser.add_argument("--all", action="store_true", help="all handlers of the project")
+        parser.add_argument("--limit", type=at_least(1), metavar="N", help="at most N events of each handler")
+        parser.add_argument(
+            "--event", action="append", default=[], metavar="UUID", help="only this event; repeatable"
+        )
+        parser.add_argument(
+            "--routing-key", metavar="PATTERN", help="only events that match, such as 'order.*' or 'order.#'"
+        )
+        how = parser.add_mutually_exclusive_group()
+        how.add_argument("--interactive", action="store_true", help="ask for each event")
+        how.add_argument("--dry-run", action="store_true", help="show the events and change nothing")
+        parser.add_argument(
+            "--discard", action="store_true", help="delete the events instead of replaying them"
+        )
+
+    def run(self, **options: Any) -> int:
+        """Replay."""
+        accept = _filter(options)
+        codes = [self._one(queue, accept, options) for queue in self._queues(options)]
+        return max(codes, default=OK)
+
+    def _queues(self, options: dict[str, Any]) -> list[str]:
+        if bool(options["queues"]) == options["all"]:
+            raise CommandError("name one or more handlers, or use --all", returncode=USAGE)
+        if options["all"]:
+            return [handler.name for handler in discover().all()]
+        return list(dict.fromkeys(options["queues"]))
+
+    def _one(self, queue: str, accept: LetterFilter, options: dict[str, Any]) -> int:
+        """Treat the dead letters of one handler; return the exit code."""
+        if options["dry_run"]:
+            return self._dry_run(queue, accept, options)
+        if options["interactive"]:
+            return self._interactive(queue, accept, options["limit"])
+        decision = Decision.DISCARD if options["discard"] else Decision.RETRY
+        return self._batch(queue, accept, decision, options["limit"])
+
+    def _dry_run(self, queue: str, accept: LetterFilter, options: dict[str, Any]) -> int:
+        with self._letters(queue) as letters:
+            found = browse(letters, accept, options["limit"])
+            total = letters.count()
+        for letter in found:
+            self._show(letter)
+        verb = "discard" if options["discard"] else "replay"
+        self.stdout.write(f"{queue}: would {verb} {len(found):,} of {total:,}")
+        return OK
+
+    def _batch(self, queue: str, accept: LetterFilter, decision: Decision, limit: int | None) -> int:
+        verb = "discarded" if decision is Decision.DISCARD else "replayed"
+        with self._letters(queue) as letters:
+            total = min(letters.count(), limit or sys.maxsize)
+            progress = Progress(self.stdout, f"{queue}: {verb}", total)
+            chosen = count(1)
+            report = replay(letters, accept, decision, limit, lambda letter: progress.update(next(chosen)))
+        done = report.replayed + report.discarded
+        if done:
+            progress.finish(done)
+        else:
+            self.stdout.write(f"{queue}: no dead letters" + (" that match" if total else ""))
+        return OK
+
+    def _interactive(self, queue: str, accept: LetterFilter, limit: int | None) -> int:
+        """Ask first, act afterwards: nothing is held in the broker while somebody thinks."""
+        with self._letters(queue) as letters:
+            found = browse(letters, accept, limit)
+        decisions: dict[str, Decision] = {}
+        for number, letter in enumerate(found, 1):
+            self.stdout.write(f"\n{queue}, {number} of {len(found)}")
+            self._show(letter)
+            answer = self._ask()
+            if answer is None:
+                break
+            decisions[event_id_of(letter)] = answer
+        with self._letters(queue) as letters:
+            report = letters.sift(lambda letter: decisions.get(event_id_of(letter), Decision.LEAVE))
+        self.stdout.write(
+            f"{queue}: {report.replayed:,} replayed, {report.discarded:,} discarded, {report.left:,} left"
+        )
+        return OK
+
+    @contextmanager
+    def _letters(self, queue: str) -> Iterator[DeadLetters]:
+        transport = open_transport(self.settings())
+        try:
+            yield transport.dead_letters(queue)
+        finally:
+            transport.close()
+
+    def _ask(self) -> Decision | None:
+        while True:
+            try:
+                answer = input("[r]eplay, [d]iscard, [l]eave (default), [q]uit? ").strip().lower()[:1]
+            except EOFError:
+                return None
+            if answer == "q":
+                return None
+            if answer in _ANSWERS:
+                return _ANSWERS[answer]
+
+    def _show(self, letter: DeadLetter) -> None:
+        self.stdout.write(f"{letter.routing_key}  {event_id_of(letter)}")
+        if letter.failure:
+            failure = letter.failure
+            self.stdout.write(
+                f"  {failure.reason}: {failure.error_type} {failure.message} ({failure.attempts} attempts)"
+            )
+        body = letter.body.decode("utf-8", "replace")
+        self.stdout.write(f"  {body if len(body) <= 200 else body[:197] + '...'}")
+
+
+def _filter(options: dict[str, Any]) -> LetterFilter:
+    pattern = options["routing_key"]
+    if pattern is not None:
+        try:
+            check_binding_key(pattern)
+        except HandlerError as error:
+            raise CommandError(f"--routing-key: {error}", returncode=USAGE) from error
+    return LetterFilter(frozenset(options["event"]), pattern)

@@ -1,0 +1,77 @@
+"""``manage.py run_relay``: moves events from the outbox to the broker."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from django.core.management.base import CommandParser
+
+from domain_event_broker.config import BrokerSettings
+from domain_event_broker.django.management.base import FAILED, OK, BrokerCommand, at_least, on_stop_signals
+from domain_event_broker.django.relay_outbox import DjangoRelayOutbox
+from domain_event_broker.django.terminal import Progress
+from domain_event_broker.relay import Relay, RelayReport
+
+
+class Command(BrokerCommand):
+    """Runs a relay until it is stopped, or until there is nothing left to do."""
+
+    help = (
+        "Send the events of the outbox to the broker. Run one or more of these beside your web "
+        "processes; several share the work, and events of one domain_object_id keep their order. "
+        "SIGTERM or Ctrl-C finishes the batch at hand and stops."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Declare the options."""
+        mode = parser.add_mutually_exclusive_group()
+        mode.add_argument("--once", action="store_true", help="send what is due now, then exit")
+        mode.add_argument(
+            "--drain",
+            action="store_true",
+            help="send until the outbox is empty, with a progress bar, then exit",
+        )
+        parser.add_argument("--database", help="alias of the database with the outbox")
+        parser.add_argument("--batch-size", type=at_least(1), help="events sent at once (default: 500)")
+
+    def run(self, **options: Any) -> int:
+        """Run the relay."""
+        settings = self._settings(options)
+        outbox = DjangoRelayOutbox(settings.outbox.database, settings.outbox)
+        if options["drain"]:
+            return self._drain(settings, outbox)
+        relay = Relay(outbox, settings)
+        on_stop_signals(relay.stop)
+        if options["once"]:
+            return self._summary(relay.run_once(), outbox.pending(limit=1))
+        self.stdout.write(f"Relaying to {settings.masked_url}. Ctrl-C stops.")
+        relay.run()
+        return self._summary(relay.report, 0)
+
+    def _settings(self, options: dict[str, Any]) -> BrokerSettings:
+        settings = self.settings()
+        given = {
+            name: options[option]
+            for name, option in (("database", "database"), ("batch_size", "batch_size"))
+            if options[option] is not None
+        }
+        return replace(settings, outbox=replace(settings.outbox, **given))
+
+    def _drain(self, settings: BrokerSettings, outbox: DjangoRelayOutbox) -> int:
+        progress = Progress(self.stdout, "relayed", outbox.pending(limit=10_000_000))
+        relay = Relay(outbox, settings, on_batch=lambda report: progress.update(report.total))
+        on_stop_signals(relay.stop)
+        try:
+            relay.drain()
+        finally:
+            progress.finish(relay.report.total)
+        return self._summary(relay.report, outbox.pending(limit=1))
+
+    def _summary(self, report: RelayReport, left: int) -> int:
+        parts = [f"{report.sent:,} sent"]
+        parts += [f"{report.unroutable:,} that nobody subscribes to"] if report.unroutable else []
+        parts += [f"{report.refused:,} refusals, to be tried again"] if report.refused else []
+        parts += [f"{report.parked:,} parked"] if report.parked else []
+        self.stdout.write(", ".join(parts) + ("; some events are still waiting" if left else "") + ".")
+        return FAILED if left or report.parked or report.refused else OK

@@ -1,0 +1,96 @@
+"""Several processes of one command, watched over by their parent."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+
+from django.db import connections
+
+logger = logging.getLogger("domain_event_broker.subscriber")
+
+#: A process that ends sooner than this after its start is not started again at once, in seconds.
+RESTART_SECONDS = 2.0
+
+
+class _Family:
+    """The children of this process, by process id."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work = work
+        self._stopping = False
+        self.children: dict[int, float] = {}
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the children were told to stop."""
+        return self._stopping
+
+    def start(self) -> None:
+        """Fork a child that does the work and exits."""
+        connections.close_all()  # a socket shared with a child would be spoiled by both
+        pid = os.fork()
+        if pid:
+            self.children[pid] = time.monotonic()
+            return
+        code = 1
+        try:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent passes it on
+            self._work()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            # Not sys.exit(): what the parent had set up is not the child's to tear down.
+            os._exit(code)
+
+    def signal_all(self, signum: int) -> None:
+        """Send a signal to each child that still lives."""
+        for pid in list(self.children):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signum)
+
+    def on_signal(self, signum: int, frame: object) -> None:
+        """Tell the children to stop; told a second time, end them."""
+        self.signal_all(signal.SIGKILL if self._stopping else signal.SIGTERM)
+        self._stopping = True
+
+
+def supervise(work: Callable[[], None], processes: int) -> int:
+    """Run ``work`` in so many processes until told to stop; one that dies is replaced.
+
+    :return: exit code: 0 if all ended as they should after a signal, else 1.
+    """
+    family = _Family(work)
+    signal.signal(signal.SIGTERM, family.on_signal)
+    signal.signal(signal.SIGINT, family.on_signal)
+    for _ in range(processes):
+        family.start()
+    failed = False
+    while family.children:
+        pid, status = os.wait()
+        started = family.children.pop(pid, None)
+        if started is None:
+            continue
+        code = os.waitstatus_to_exitcode(status)
+        if family.stopping:
+            failed = failed or code != 0
+            continue
+        logger.error("process %d ended with code %d; starting another", pid, code)
+        _pause_before_restart(family, started)
+        if not family.stopping:
+            family.start()
+    return 1 if failed else 0
+
+
+def _pause_before_restart(family: _Family, started: float) -> None:
+    """Let a process that fails at its start not be started in a tight loop."""
+    end = started + RESTART_SECONDS
+    while not family.stopping and time.monotonic() < end:
+        time.sleep(0.05)
