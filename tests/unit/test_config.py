@@ -1,0 +1,96 @@
+"""The setting DOMAIN_EVENT_BROKER: what it may be, and what is said when it is wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+from domain_event_broker import config, settings
+from domain_event_broker.errors import ConfigurationError, MissingDependency
+from domain_event_broker.transports import transport_class
+
+
+def parsed(value: object) -> config.BrokerSettings:
+    result = config.parse(value)
+    assert result is not None
+    return result
+
+
+def test_a_url_is_enough() -> None:
+    assert parsed("amqp://u:p@host/vhost").url == ("amqp://u:p@host/vhost",)
+
+
+def test_none_switches_the_broker_off() -> None:
+    assert config.parse(None) is None
+    assert config.parse({"URL": None}) is None
+
+
+def test_several_hosts_are_several_urls_with_the_same_credentials() -> None:
+    assert parsed("amqp://u:p@a,b:5673/v").url == ("amqp://u:p@a/v", "amqp://u:p@b:5673/v")
+    assert parsed(["amqp://a", "amqp://b"]).url == ("amqp://a", "amqp://b")
+
+
+def test_a_dict_without_url_uses_the_default_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "BROKER", "memory://other")
+    assert parsed({"EXCHANGE": "mine"}).url == ("memory://other",)
+
+
+def test_nested_settings_are_read() -> None:
+    broker = parsed({"URL": "memory:", "OUTBOX": {"ARCHIVE_DAYS": 0}, "SUBSCRIBER": {"INBOX": False}})
+    assert broker.outbox.archive_days == 0
+    assert broker.subscriber.inbox is False
+    assert broker.outbox.batch_size == 500
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        (5, "DOMAIN_EVENT_BROKER is 5"),
+        ([], "DOMAIN_EVENT_BROKER is"),
+        ("localhost", "has no scheme"),
+        ("amqp://host:port/", "DOMAIN_EVENT_BROKER is 'amqp://host:port/'"),
+        ({"URI": "amqp://"}, r"\['URI'\] is not a setting; known are"),
+        ({"OUTBOX": []}, r"\['OUTBOX'\] is \[\], not a dict"),
+        ({"OUTBOX": {"BATCH": 1}}, r"\['OUTBOX'\]\['BATCH'\] is not a setting"),
+        ({"OUTBOX": {"BATCH_SIZE": "5"}}, r"its type must be int"),
+        ({"OUTBOX": {"BATCH_SIZE": True}}, r"its type must be int"),
+        ({"OUTBOX": {"BATCH_SIZE": 0}}, r"it must be 1 or more"),
+        ({"OUTBOX": {"ARCHIVE_DAYS": -1}}, r"it must be 0 or more"),
+        ({"OUTBOX": {"DATABASE": 3}}, r"its type must be str or None"),
+        ({"OUTBOX": {"UNROUTABLE": "drop"}}, "choose one of archive, park, ignore"),
+        ({"SUBSCRIBER": {"QUEUE_TYPE": "stream"}}, "choose one of quorum, classic"),
+        ({"EXCHANGE_TYPE": "topics"}, "choose one of topic, direct, fanout, headers"),
+    ],
+)
+def test_a_wrong_value_is_named_in_the_error(value: object, complaint: str) -> None:
+    with pytest.raises(ConfigurationError, match=complaint):
+        config.parse(value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["amqp://u:secret@h/v", "amqps://u:sec%40ret@h:1/%2F?x=secret", "amqp://:secret@h", "amqp://u:se@cret@h"],
+)
+def test_a_password_never_shows(url: str) -> None:
+    for shown in (config.mask(url), parsed(url).masked_url):
+        assert "secret@" not in shown
+        assert "ret@" not in shown
+
+
+def test_an_unknown_scheme_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigurationError, match="must be one of amqp, amqps, database, memory"):
+        transport_class(["carrier-pigeon://roof"])
+
+
+def test_urls_of_several_schemes_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="must share one scheme"):
+        transport_class(["amqp://a", "memory:"])
+
+
+def test_a_missing_package_is_named_with_its_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pika", None)
+    for name in [
+        n for n in __import__("sys").modules if n.startswith("domain_event_broker.transports.rabbitmq")
+    ]:
+        monkeypatch.delitem(__import__("sys").modules, name)
+    with pytest.raises(MissingDependency, match="pip install 'pika'"):
+        transport_class(["amqp://localhost"])
