@@ -12,7 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from domain_event_broker import config
 from domain_event_broker.config import BrokerSettings, SubscriberSettings
@@ -36,7 +36,7 @@ _inbox: Inbox = DirectInbox()
 
 
 def install_inbox(inbox: Inbox | None) -> None:
-    """Let :class:`Subscriber` call handlers through ``inbox`` from now on; ``None``: directly."""
+    """Let handlers be called through ``inbox`` from now on; ``None``: directly."""
     global _inbox
     _inbox = inbox or DirectInbox()
 
@@ -71,7 +71,7 @@ class Consumer:
 
     :param handlers: the handlers; each has a name of its own.
     :param settings: where the broker is, and the defaults of handlers.
-    :param inbox: calls the handlers.
+    :param inbox: calls the handlers; default: the one that is installed.
     :param threads: handlers that run at once, all in all; default: the sum of what they allow.
     :param connect: opens the transport, anew after each loss.
     """
@@ -86,6 +86,8 @@ class Consumer:
     ) -> None:
         if not handlers:
             raise HandlerError("there is no handler to run; declare one with @subscribe")
+        if not settings.subscriber.inbox:
+            handlers = [replace(handler, idempotent=False) for handler in handlers]
         self._handlers = {handler.name: handler for handler in handlers}
         self._settings = settings
         self._inbox = inbox or _inbox

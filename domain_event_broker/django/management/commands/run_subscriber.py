@@ -13,11 +13,9 @@ from django.utils import autoreload
 
 from domain_event_broker.config import BrokerSettings
 from domain_event_broker.django.discovery import discover
-from domain_event_broker.django.inbox import DjangoInbox
 from domain_event_broker.django.management.base import OK, BrokerCommand, at_least, on_stop_signals
 from domain_event_broker.django.processes import supervise
 from domain_event_broker.django.terminal import table
-from domain_event_broker.execution import DirectInbox
 from domain_event_broker.handlers import Handler, describe
 from domain_event_broker.subscriber import Consumer
 
@@ -93,8 +91,7 @@ class Command(BrokerCommand):
         parent: int | None = None,
         reloading: bool = False,
     ) -> None:
-        inbox = DjangoInbox() if settings.subscriber.inbox else DirectInbox()
-        consumer = Consumer(handlers, settings, inbox)
+        consumer = Consumer(handlers, settings)
         if not reloading:  # the reloader has signals of its own, and runs this in a thread
             on_stop_signals(consumer.stop)
         if parent is not None:
