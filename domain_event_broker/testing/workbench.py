@@ -5,6 +5,7 @@ Nothing here needs pytest to be imported; the suite is run by it.
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +21,12 @@ from domain_event_broker.ports import (
     Decision,
     Delivery,
     Settlement,
+    SiftReport,
     Stored,
     Subscription,
     Transport,
 )
+from domain_event_broker.testing.samples import FOREIGN_HEADERS
 
 #: Seconds of one look for deliveries that have not come yet.
 BEAT = 0.1
@@ -107,6 +110,20 @@ class TransportWorkbench:
         """Close a connection of :meth:`connect` before the test ends."""
         self._opened.remove(transport)
         transport.close()
+
+    def start_handler(self, **overrides: object) -> tuple[Transport, Subscription]:
+        """Return a connection, and a handler that it receives for."""
+        transport, handler = self.connect(), self.subscription(**overrides)
+        transport.subscribe(handler)
+        return transport, handler
+
+    def start_two_handlers(self) -> tuple[Transport, tuple[Subscription, Subscription]]:
+        """Return a connection that receives for two handlers bound with one and the same key."""
+        transport, key = self.connect(), f"{self.fresh_name()}.placed"
+        one, other = (self.subscription(binding_keys=(key,), delays=(0.1,)) for _ in range(2))
+        transport.subscribe(one)
+        transport.subscribe(other)
+        return transport, (one, other)
 
     # --- sending ---------------------------------------------------------------------------
 
@@ -222,6 +239,16 @@ class TransportWorkbench:
         assert (report.replayed, report.discarded, report.left) == (0, 0, len(seen)), report
         return seen
 
+    def sift_all(self, letters: DeadLetters, decision: Decision) -> tuple[list[int], SiftReport]:
+        """Give all letters one decision; return how often each was replayed before, and the report."""
+        replays: list[int] = []
+
+        def decide(letter: DeadLetter) -> Decision:
+            replays.append(letter.replays)
+            return decision
+
+        return replays, letters.sift(decide)
+
     def not_applicable(self, reason: str) -> SkipTest:
         """Return what a test raises when the transport does not claim to do what it tests."""
         return SkipTest(f"not applicable: {reason}")
@@ -234,3 +261,44 @@ class TransportWorkbench:
             self.advance(VIRTUAL_BEAT)
             found = transport.receive(limit, 0)
         return found
+
+
+class Meanwhile:
+    """Runs something in another thread, a little after the body of ``with`` has begun.
+
+    What it raises is raised when that body has ended.
+    """
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
+        self._error: BaseException | None = None
+        self._thread = threading.Timer(0.2, self._run)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            self._call()
+        except BaseException as error:
+            self._error = error
+
+
+def ids_of(deliveries: Sequence[Delivery]) -> list[str]:
+    """Return the identities of events, in their order."""
+    return [delivery.event_id for delivery in deliveries]
+
+
+def bodies_of(events: Sequence[Delivery | DeadLetter]) -> list[bytes]:
+    """Return the bodies of events, in their order."""
+    return [event.body for event in events]
+
+
+def foreign_headers_of(event: Delivery | DeadLetter) -> dict[str, object]:
+    """Return the headers of another program; a transport may add some of its own."""
+    return {name: value for name, value in event.headers.items() if name in FOREIGN_HEADERS}

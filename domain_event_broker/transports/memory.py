@@ -418,7 +418,7 @@ def _name(settings: BrokerSettings) -> str:
             f"memory: knows topic exchanges only, not EXCHANGE_TYPE={settings.exchange_type!r}"
         )
     (url,) = settings.url
-    head, separator, name = url.partition("://")
+    _, separator, name = url.partition("://")
     if not separator and url.partition(":")[2]:
         raise ConfigurationError(f"{mask(url)!r} cannot be served; use 'memory:' or 'memory://name'")
     return name.strip("/")

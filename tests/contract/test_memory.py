@@ -52,7 +52,7 @@ class TestMemoryInVirtualTime(TestMemory):
         broker(self.broker_name).clock.advance(seconds)
 
     def test_a_retry_of_a_day_comes_when_the_clock_says_so(self) -> None:
-        transport, handler = self._handler()
+        transport, handler = self.start_handler()
         self.answer(transport, self.deliver(transport, handler, b"{}"), Action.RETRY, 86_400.0)
         self.advance(86_399)
         assert transport.receive(1, 0) == []
@@ -60,7 +60,7 @@ class TestMemoryInVirtualTime(TestMemory):
         assert transport.receive(1, 0)[0].retries == 1
 
     def test_moving_the_clock_wakes_a_receive_under_way(self) -> None:
-        transport, handler = self._handler()
+        transport, handler = self.start_handler()
         self.answer(transport, self.deliver(transport, handler, b"{}"), Action.RETRY, 86_400.0)
         timer = threading.Timer(0.1, self.advance, [86_400])
         timer.start()
