@@ -99,6 +99,10 @@ class HeldEvent(StoredEvent):
         db_table = "domain_event_broker_held"
         verbose_name = "held event"
         verbose_name_plural = "held events"
+        permissions = [
+            ("replay_heldevent", "Can send held events now"),
+            ("discard_heldevent", "Can discard held events"),
+        ]
         indexes = [
             models.Index(fields=["due_at"], name="deb_held_due"),
             models.Index(fields=["ordering_key"], name="deb_held_key"),
@@ -119,6 +123,7 @@ class ArchivedEvent(StoredEvent):
         db_table = "domain_event_broker_archive"
         verbose_name = "sent event"
         verbose_name_plural = "sent events"
+        permissions = [("replay_archivedevent", "Can publish sent events again")]
         indexes = [
             models.Index(fields=["published_at"], name="deb_archive_published"),
             models.Index(fields=["event_id"], name="deb_archive_event"),
