@@ -91,3 +91,22 @@ class DeadDelivery(QueuedEvent):
         verbose_name = "dead letter"
         verbose_name_plural = "dead letters"
         indexes = [models.Index(fields=["queue", "id"], name="deb_dead_queue")]
+
+
+class DeadLetter(DeadDelivery):
+    """Name and permissions of the dead letters in the admin, in whatever broker they are.
+
+    A proxy, since permissions belong to a model. Only those of ``database:`` are in its table; the
+    admin asks the transport, and never this table.
+    """
+
+    class Meta:
+        app_label = "domain_event_broker"
+        proxy = True
+        verbose_name = "dead letter"
+        verbose_name_plural = "dead letters"
+        default_permissions = ("view",)
+        permissions = [
+            ("replay_deadletter", "Can replay dead letters"),
+            ("discard_deadletter", "Can discard dead letters"),
+        ]
