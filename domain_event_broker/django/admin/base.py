@@ -1,0 +1,163 @@
+"""What all lists of events share: they are looked at, never edited, and read little of a big table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django.contrib import admin
+from django.db.models import Model, Q, QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+from domain_event_broker.django.admin import display
+from domain_event_broker.django.admin.paging import (
+    SEARCH_WINDOW,
+    CappedPaginator,
+    EventChangeList,
+    newest,
+)
+from domain_event_broker.django.models import StoredEvent
+from domain_event_broker.django.outbox import outbox_alias
+
+if TYPE_CHECKING:
+    _ModelAdmin = admin.ModelAdmin[Any]
+else:
+    _ModelAdmin = admin.ModelAdmin
+
+#: Characters of a reason that a list shows.
+_REASON_IN_LIST = 120
+
+
+class ReadOnlyAdmin(_ModelAdmin):
+    """Rows that machines write: nobody adds, changes or deletes one, but for the actions."""
+
+    class Media:
+        css = {"all": ["domain_event_broker/admin.css"]}
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Events are published, not typed."""
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """What happened cannot be edited."""
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Deleting is what the action "discard" is for, with a permission of its own."""
+        return False
+
+    def may(self, request: HttpRequest, action: str) -> bool:
+        """Tell whether the user has the permission ``action`` for this model."""
+        return request.user.has_perm(f"{self.opts.app_label}.{action}_{self.opts.model_name}")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        """Read from the database that the outbox is in."""
+        return super().get_queryset(request).using(outbox_alias())
+
+
+class StoredEventAdmin(ReadOnlyAdmin):
+    """The list and the page of events, in one of their three homes."""
+
+    paginator = CappedPaginator
+    show_full_result_count = False
+    list_per_page = 50
+    show_facets = getattr(admin, "ShowFacets", None) and admin.ShowFacets.NEVER
+    ordering = ("-pk",)
+    sortable_by = ()
+    search_fields = ("event_id",)
+    search_help_text = (
+        "An event id, a domain object id, or the beginning of a routing key, "
+        f"among the newest {SEARCH_WINDOW:,} events."
+    )
+    #: Whether the event id has an index, so that a search for it reaches all rows.
+    event_id_indexed = False
+    #: The first words of the lookups that an address may ask for.
+    filterable: tuple[str, ...] = ()
+    #: Actions offered on the page of an event: name, label, and the class of its button.
+    page_actions: tuple[tuple[str, str, str], ...] = ()
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[EventChangeList]:
+        """Return a list that is ordered by primary key alone."""
+        return EventChangeList
+
+    def lookup_allowed(self, lookup: str, *args: Any) -> bool:
+        """Refuse lookups in the address that no filter of the page makes: they could read it all."""
+        return lookup.partition("__")[0] in self.filterable
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        """Look for ``search_term`` by an index, or else among the newest rows."""
+        term = search_term.strip()
+        if not term:
+            return queryset, False
+        recent = newest(queryset)
+        wanted = Q(routing_key__startswith=term.rstrip("*#")) | Q(ordering_key=term) | Q(event_id=term)
+        if self.event_id_indexed and queryset.filter(event_id=term).exists():
+            return queryset.filter(event_id=term), False
+        return recent.filter(wanted), False
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        """All of them: some are methods, which Django shows only so."""
+        return [name for _, options in self.get_fieldsets(request, obj) for name in options["fields"]]
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        """Show one event, with the actions that the user may take."""
+        allowed = self.get_actions(request)
+        offered = [action for action in self.page_actions if action[0] in allowed]
+        return super().change_view(
+            request, object_id, form_url, {**(extra_context or {}), "event_actions": offered}
+        )
+
+    @admin.display(description="age")
+    def age(self, event: StoredEvent) -> str:
+        """Time since the event was stored."""
+        return display.age(event.created_at)
+
+    @admin.display(description="domain object id")
+    def key(self, event: StoredEvent) -> str:
+        """The key in whose order events are sent."""
+        return event.ordering_key or display.EMPTY
+
+    @admin.display(description="payload")
+    def payload(self, event: StoredEvent) -> SafeString:
+        """The body, indented."""
+        return display.code_block(display.pretty_json(event.body))
+
+    @admin.display(description="headers")
+    def shown_headers(self, event: StoredEvent) -> SafeString | str:
+        """The headers, indented."""
+        return display.code_block(display.pretty_json(event.headers)) if event.headers else display.EMPTY
+
+    @admin.display(description="reason")
+    def shown_reason(self, event: Any) -> SafeString | str:
+        """Why the broker refused it, in full."""
+        return display.code_block(display.printable(event.reason)) if event.reason else display.EMPTY
+
+    @admin.display(description="reason")
+    def short_reason(self, event: Any) -> str:
+        """Why the broker refused it, as much as fits into a list."""
+        reason = str(event.reason)
+        return reason if len(reason) <= _REASON_IN_LIST else reason[: _REASON_IN_LIST - 1] + "…"
+
+    @admin.display(description="event id")
+    def shown_id(self, event: StoredEvent) -> SafeString:
+        """The identity, in letters of one width."""
+        return format_html('<span class="deb-id">{}</span>', event.event_id)
+
+
+def name_of(event: StoredEvent) -> str:
+    """Return the name of an event in the admin log: its identity first, which is never cut off."""
+    return f"{event.event_id} {event.routing_key}"
+
+
+def model_url(model: type[Model], view: str) -> str:
+    """Return the name of a view of the admin of ``model``, for ``reverse``."""
+    return f"admin:{model._meta.app_label}_{model._meta.model_name}_{view}"

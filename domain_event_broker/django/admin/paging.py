@@ -1,0 +1,56 @@
+"""Lists that stay fast however big the table is.
+
+The archive may hold millions of rows, and the hot table too while the broker is away. So nothing
+here counts a table to its end, sorts it by anything but its primary key, or looks through it for
+a text: a search without an index ends after the newest ``SEARCH_WINDOW`` rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib.admin.views.main import ChangeList
+from django.core.paginator import Paginator
+from django.db.models import Model, QuerySet
+from django.http import HttpRequest
+from django.utils.functional import cached_property
+
+#: Rows are counted, and so can be paged through, no further than this.
+COUNT_LIMIT = 5_000
+#: Rows that a search without an index looks at.
+SEARCH_WINDOW = 10_000
+
+
+class CappedPaginator(Paginator):  # type: ignore[type-arg]
+    """A paginator that counts no further than ``COUNT_LIMIT``."""
+
+    @cached_property
+    def count(self) -> int:
+        """Number of rows, up to ``COUNT_LIMIT``."""
+        rows: Any = self.object_list
+        return int(rows.order_by()[:COUNT_LIMIT].count())
+
+    @property
+    def capped(self) -> bool:
+        """Whether there may be more rows than :attr:`count` says."""
+        return self.count >= COUNT_LIMIT
+
+
+class EventChangeList(ChangeList):
+    """A list in the order of primary keys, whatever the address asks for, without the big columns."""
+
+    def get_ordering(self, request: HttpRequest, queryset: QuerySet[Any]) -> list[str]:
+        """Return the order of the model admin: a sort by another column would read the whole table."""
+        return list(self.model_admin.get_ordering(request))
+
+    def get_queryset(self, request: HttpRequest, *args: Any, **kwargs: Any) -> QuerySet[Any]:
+        """Leave out payloads: a page of them could be a gigabyte."""
+        return super().get_queryset(request, *args, **kwargs).defer("body", "headers")
+
+
+def newest(queryset: QuerySet[Any], window: int = SEARCH_WINDOW) -> QuerySet[Any]:
+    """Return the part of ``queryset`` that lies in the newest ``window`` rows of its table."""
+    model: type[Model] = queryset.model
+    keys = model._default_manager.using(queryset.db).order_by("-pk").values_list("pk", flat=True)
+    beyond = keys[window : window + 1].first()
+    return queryset if beyond is None else queryset.filter(pk__gt=beyond)
