@@ -33,6 +33,7 @@ class HandlerPool(Generic[Work, Answer]):
     :param limits: for each lane, how many of its jobs may run at once.
     :param threads: how many threads there are.
     :param on_answer: called in the pool's thread after each answer; must be thread-safe.
+    :param may_start: asked before each job; once it says no, jobs that wait go on waiting.
     """
 
     def __init__(
@@ -41,10 +42,12 @@ class HandlerPool(Generic[Work, Answer]):
         limits: Mapping[str, int],
         threads: int,
         on_answer: Callable[[], None],
+        may_start: Callable[[], bool] = lambda: True,
     ) -> None:
         self._run = run
         self._limits = dict(limits)
         self._on_answer = on_answer
+        self._may_start = may_start
         self._waiting: dict[str, deque[Job[Work]]] = {lane: deque() for lane in limits}
         self._running = dict.fromkeys(limits, 0)
         self._turn: deque[str] = deque(limits)
@@ -120,7 +123,7 @@ class HandlerPool(Generic[Work, Answer]):
 
     def _next(self) -> Job[Work] | None:
         """Take the first job of the next lane that has one and may run it."""
-        if self._closed:
+        if self._closed or not self._may_start():
             return None
         for _ in range(len(self._turn)):
             lane = self._turn[0]

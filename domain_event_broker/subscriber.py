@@ -114,7 +114,13 @@ class Consumer:
         :raises ConfigurationError: the broker cannot serve the handlers as they are declared.
         """
         self._deadline = None if timeout is None else time.monotonic() + timeout
-        self._pool = HandlerPool(self._execute, self._limits, self._threads, self._on_answer)
+        self._pool = HandlerPool(
+            self._execute,
+            self._limits,
+            self._threads,
+            self._on_answer,
+            may_start=lambda: not self._stopping.is_set(),
+        )
         failures = 0
         try:
             while not self._ended():

@@ -1,0 +1,116 @@
+"""The command line of the benchmarks: private servers, one measurement after the other, a table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.harness.postgres import PrivatePostgreSQL
+from tests.harness.rabbitmq import PrivateRabbitMQ
+
+#: Body data of about 300 bytes of JSON, the size that all figures are for.
+PAYLOAD = {"order": 12345, "customer": "c-0815", "total": "129.90", "note": "x" * 110}
+
+
+@dataclass
+class Figure:
+    """One measured quantity: its samples, and what they are of."""
+
+    name: str
+    unit: str
+    samples: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        """The middle of the samples."""
+        return statistics.median(self.samples)
+
+    def line(self) -> str:
+        """Return the figure for people."""
+        low, high = min(self.samples), max(self.samples)
+        return f"{self.name:<58} {self.median:>10,.1f} {self.unit:<9} ({low:,.1f} to {high:,.1f})"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the named benchmarks and print their figures."""
+    # Imported when servers and settings exist: Django reads them once.
+    parser = argparse.ArgumentParser(
+        prog="benchmarks/run",
+        description="Measure publishing, relaying, subscribing and latency on private servers.",
+        epilog="Ratios within one run mean more than rates between runs: machines differ and are noisy.",
+    )
+    names = ["publish", "relay", "subscribe", "latency"]
+    parser.add_argument("names", nargs="+", choices=[*names, "all"], help="what to measure")
+    parser.add_argument("--repeat", type=int, default=3, help="samples of each figure (default: 3)")
+    parser.add_argument(
+        "--events", type=int, default=20_000, help="events of a throughput sample (default: 20000)"
+    )
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    options = parser.parse_args(arguments)
+    chosen = names if "all" in options.names else options.names
+    with ExitStack() as stack:
+        # fsync as a production server has it: it is most of what a commit costs.
+        postgres = stack.enter_context(PrivatePostgreSQL({"fsync": "on"}))
+        rabbitmq = stack.enter_context(PrivateRabbitMQ())
+        configure(postgres.create_database("bench"), rabbitmq.url())
+        figures = [figure for name in chosen for figure in measure(name, options.repeat, options.events)]
+    if options.json:
+        options.json.write_text(json.dumps(as_json(figures), indent=2) + "\n")
+    return 0
+
+
+def configure(database_url: str, broker_url: str) -> None:
+    """Set Django up on the private servers, and make the tables."""
+    import django
+    from django.conf import settings
+    from django.core.management import call_command
+
+    port, name = database_url.rsplit(":", 1)[1].split("/")
+    settings.configure(
+        INSTALLED_APPS=["domain_event_broker", "tests.djangoapp.shop"],
+        DATABASES={
+            "default": {
+                "ENGINE": "django.db.backends.postgresql",
+                "HOST": "127.0.0.1",
+                "PORT": port,
+                "NAME": name,
+                "USER": "postgres",
+            }
+        },
+        DOMAIN_EVENT_BROKER=broker_url,
+        DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
+        USE_TZ=True,
+        LOGGING_CONFIG=None,
+    )
+    django.setup()
+    call_command("migrate", verbosity=0)
+
+
+def measure(name: str, repeat: int, events: int) -> list[Figure]:
+    """Run one benchmark and print its figures as they come."""
+    from benchmarks import measurements
+
+    benchmark: Callable[[int, int], list[Figure]] = getattr(measurements, name)
+    print(f"\n{name}")
+    figures = benchmark(repeat, events)
+    for figure in figures:
+        print("  " + figure.line())
+    return figures
+
+
+def as_json(figures: Sequence[Figure]) -> dict[str, Any]:
+    """Return figures and machine for a file."""
+    return {
+        "machine": {"python": platform.python_version(), "system": platform.platform()},
+        "figures": [
+            {"name": each.name, "unit": each.unit, "median": each.median, "samples": each.samples}
+            for each in figures
+        ],
+    }
