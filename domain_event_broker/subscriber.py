@@ -119,7 +119,7 @@ class Consumer:
             self._limits,
             self._threads,
             self._on_answer,
-            may_start=lambda: not self._stopping.is_set(),
+            may_start=lambda: not self._ended(),
         )
         failures = 0
         try:
