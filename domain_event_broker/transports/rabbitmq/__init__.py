@@ -1,0 +1,5 @@
+"""RabbitMQ, over pika."""
+
+from domain_event_broker.transports.rabbitmq.transport import RabbitMQTransport
+
+__all__ = ["RabbitMQTransport"]

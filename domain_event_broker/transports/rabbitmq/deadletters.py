@@ -1,0 +1,221 @@
+"""The dead letters of one handler."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from domain_event_broker.errors import PublishFailed
+from domain_event_broker.failures import without_failure
+from domain_event_broker.ports import DeadLetter, Decision, PublishOutcome, SiftReport, Stored
+from domain_event_broker.transports.rabbitmq import wire
+from domain_event_broker.transports.rabbitmq.connection import Connection, Fetched, Loop, broker_errors
+from domain_event_broker.transports.rabbitmq.publishing import Outgoing, Sender
+from domain_event_broker.transports.rabbitmq.topology import Topology, letters_name
+
+#: Letters that are sent back to work at once.
+BATCH = 200
+#: Seconds after which a decision is carried out even if few others wait with it: somebody who
+#: answers by hand wants each answer to count.
+BATCH_SECONDS = 0.5
+#: Seconds for the queue to show the letters that were given back, and between two looks at it.
+RETURN_TIMEOUT, RETURN_BEAT = 2.0, 0.01
+#: Seconds between two looks at the connection while ``decide`` takes its time.
+KEEP_ALIVE_SECONDS = 2.0
+
+
+class RabbitMQDeadLetters:
+    """The queue ``<name>-dl``; letters of the older library look the same.
+
+    :param sender: called for the one to publish with, so that nothing connects for a mere count.
+    """
+
+    def __init__(
+        self, queue: str, loop: Loop, connection: Connection, topology: Topology, sender: Callable[[], Sender]
+    ) -> None:
+        self._queue = queue
+        self._loop = loop
+        self._connection = connection
+        self._topology = topology
+        self._sender = sender
+
+    def count(self) -> int:
+        """Return how many letters there are; those in the hands of a :meth:`sift` are not counted."""
+        with broker_errors():
+            state = self._topology.state(letters_name(self._queue))
+        return state.ready if state is not None else 0
+
+    def sift(self, decide: Callable[[DeadLetter], Decision], limit: int | None = None) -> SiftReport:
+        """Show each letter present at the start to ``decide`` once, and do as it says.
+
+        Letters shown stay with this connection until the end, so that none is shown twice; those
+        left go back all at once, in their order. ``decide`` may take its time: the connection is
+        kept alive in the background.
+
+        :raises PublishFailed: a letter cannot go back to work, because the handler's queue is
+            missing or full; it stays where it is.
+        """
+        present = self.count()
+        shown = present if limit is None else min(limit, present)
+        if not shown:
+            return SiftReport()
+        with broker_errors():
+            letters = _Letters(self._queue, self._connection, self._sender)
+        try:
+            with _kept_alive(self._loop) as paused:
+                for _ in range(shown):
+                    fetched = letters.next()
+                    if fetched is None:
+                        break
+                    with paused():
+                        decision = decide(letters.read(fetched))
+                    letters.apply(fetched, decision)
+        finally:
+            letters.finish()
+        self._wait_for(letters.report.left)
+        return letters.report
+
+    def _wait_for(self, left: int) -> None:
+        """Wait until letters given back can be seen, so that the next look finds them all.
+
+        Others may take some at the same time, so their absence is no error.
+        """
+        end = time.monotonic() + RETURN_TIMEOUT
+        while self.count() < left and time.monotonic() < end:
+            with broker_errors():
+                self._loop.run_until(lambda: False, RETURN_BEAT)
+
+
+class _Letters:
+    """Letters fetched and not yet acknowledged, on a channel of their own."""
+
+    def __init__(self, queue: str, connection: Connection, sender: Callable[[], Sender]) -> None:
+        self._queue = queue
+        self._sender = sender
+        self._channel = connection.open_channel()
+        self._replaying: list[Fetched] = []
+        self._flushed_at = time.monotonic()
+        self._replayed = self._discarded = self._left = 0
+
+    @property
+    def report(self) -> SiftReport:
+        """What became of the letters so far."""
+        return SiftReport(self._replayed, self._discarded, self._left)
+
+    def next(self) -> Fetched | None:
+        """Fetch the next letter."""
+        with broker_errors():
+            return self._channel.get(letters_name(self._queue))
+
+    def apply(self, fetched: Fetched, decision: Decision) -> None:
+        """Do with a letter as was decided."""
+        if Decision(decision) is Decision.LEAVE:
+            self._left += 1
+        elif Decision(decision) is Decision.DISCARD:
+            self._discarded += 1
+            self._ack(fetched)
+        else:
+            self._replaying.append(fetched)
+        if len(self._replaying) >= BATCH or time.monotonic() - self._flushed_at > BATCH_SECONDS:
+            self._flush()
+
+    def finish(self) -> None:
+        """Carry out what was decided; what was not goes back to the dead letters."""
+        try:
+            self._flush()
+        finally:
+            with broker_errors():
+                if self._channel.pika.is_open:
+                    self._channel.pika.basic_nack(0, multiple=True, requeue=True)
+                self._channel.close()
+
+    def _flush(self) -> None:
+        self._flushed_at = time.monotonic()
+        batch, self._replaying = self._replaying, []
+        if not batch:
+            return
+        with broker_errors():
+            # Killed after this line, a letter is in both queues; the inbox knows it by its id.
+            outcomes = self._sender().send([self._replay(fetched) for fetched in batch])
+        for fetched, outcome in zip(batch, outcomes, strict=True):
+            if outcome.stored is Stored.STORED:
+                self._replayed += 1
+                self._ack(fetched)
+        self._ensure_stored(outcomes)
+
+    def _ensure_stored(self, outcomes: list[PublishOutcome]) -> None:
+        failed = next((outcome for outcome in outcomes if outcome.stored is not Stored.STORED), None)
+        if failed is not None:
+            reason = failed.reason or "that queue does not exist (start its subscriber, or declare_queues)"
+            raise PublishFailed(f"a dead letter cannot go back to queue {self._queue!r}, and stays: {reason}")
+
+    def _ack(self, fetched: Fetched) -> None:
+        with broker_errors():
+            self._channel.ensure_open()
+            self._channel.pika.basic_ack(fetched.method.delivery_tag)
+
+    def read(self, fetched: Fetched) -> DeadLetter:
+        """Return a letter as ``decide`` sees it."""
+        properties = fetched.properties
+        return DeadLetter(
+            queue=self._queue,
+            body=fetched.body,
+            routing_key=self._routing_key(fetched),
+            event_id=properties.message_id or "",
+            headers=without_failure(wire.plain_headers(properties)),
+            failure=wire.failure_of(properties, self._queue),
+            replays=wire.replays_of(properties),
+        )
+
+    def _replay(self, fetched: Fetched) -> Outgoing:
+        replays = wire.replays_of(fetched.properties) + 1
+        properties = wire.for_replay(fetched.properties, self._routing_key(fetched), replays)
+        return Outgoing("", self._queue, properties, fetched.body)
+
+    def _routing_key(self, fetched: Fetched) -> str:
+        return wire.original_routing_key(fetched.properties, fetched.method.routing_key, self._queue)
+
+
+@contextmanager
+def _kept_alive(loop: Loop) -> Iterator[Callable[[], _Paused]]:
+    """Serve the loop from a thread of its own, but only inside ``with paused():``.
+
+    Only one thread touches the connections at any time: the caller's, except while it is paused.
+    """
+    mine = threading.Lock()
+    ended = threading.Event()
+
+    def serve() -> None:
+        while not ended.wait(KEEP_ALIVE_SECONDS):
+            with mine:
+                _turn(loop)
+
+    mine.acquire()
+    thread = threading.Thread(target=serve, name="domain-event-broker-keep-alive", daemon=True)
+    thread.start()
+    try:
+        yield lambda: _Paused(mine)
+    finally:
+        ended.set()
+        mine.release()
+        thread.join()
+
+
+class _Paused:
+    """Lets go of a lock for the time of the block."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
+
+    def __enter__(self) -> None:
+        self._lock.release()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.acquire()
+
+
+def _turn(loop: Loop) -> None:
+    with broker_errors():
+        loop.turn()

@@ -1,0 +1,416 @@
+"""The RabbitMQ transport: a broker seen from one thread."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import ParamSpec, TypeVar
+
+from domain_event_broker.config import BrokerSettings
+from domain_event_broker.errors import BrokerUnavailable
+from domain_event_broker.events import HEADER_NOT_BEFORE, Message
+from domain_event_broker.ports import (
+    Action,
+    Capabilities,
+    Delivery,
+    PublishOutcome,
+    QueueStats,
+    Settlement,
+    Stored,
+    Subscription,
+)
+from domain_event_broker.transports.rabbitmq import topology as queues
+from domain_event_broker.transports.rabbitmq import wire
+from domain_event_broker.transports.rabbitmq.connection import Connection, Loop, broker_errors
+from domain_event_broker.transports.rabbitmq.consuming import Consumer, Early, Token
+from domain_event_broker.transports.rabbitmq.deadletters import RabbitMQDeadLetters
+from domain_event_broker.transports.rabbitmq.ladder import LADDER_MS, step_for
+from domain_event_broker.transports.rabbitmq.migrating import Migration
+from domain_event_broker.transports.rabbitmq.publishing import Outgoing, Sender
+from domain_event_broker.transports.rabbitmq.topology import Layout, QueueSpec, Topology
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def _translated(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Let errors of pika leave a method as ours."""
+
+    @functools.wraps(method)
+    def translated(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with broker_errors():
+            return method(*args, **kwargs)
+
+    return translated
+
+
+class RabbitMQTransport:
+    """Events over RabbitMQ 3.10 or newer, with the promises of :class:`~domain_event_broker.ports.Transport`.
+
+    Receiving and publishing have a connection each, opened when first needed: the broker stops
+    reading from one that publishes while it is short of memory, and acknowledgements must not
+    wait for that (https://www.rabbitmq.com/docs/connection-blocked).
+
+    :param settings: URLs, tried in turn, and the exchange.
+    :raises ConfigurationError: a URL is wrong.
+    :raises BrokerUnavailable: no URL answered.
+    :raises AccessRefused: wrong credentials, virtual host or permission.
+    """
+
+    capabilities = Capabilities(transient_queues=True, queue_types=True)
+
+    def __init__(self, settings: BrokerSettings) -> None:
+        self._settings = settings
+        self._loop = Loop()
+        self._consuming: Connection | None = None
+        self._sender: Sender | None = None
+        self._knows_exchange: Sender | None = None
+        self._consumers: dict[str, Consumer] = {}
+        self._layouts: dict[str, Layout] = {}
+        self._renewed: dict[str, float] = {}
+        self._arrived: deque[Delivery] = deque()
+        self._ready: deque[Delivery] = deque()
+        self._early = Early()
+        self._woken = False
+        #: Opened at once, so that an unreachable broker is told at once; the first need takes it.
+        self._spare: Connection | None = self._first_connection()
+
+    # --- publishing ---------------------------------------------------------------------
+
+    @_translated
+    def publish(self, messages: Sequence[Message]) -> list[PublishOutcome]:
+        """Send messages in order; return when the broker has answered for each, in that order.
+
+        Pipelined: the whole batch is on its way at once. What cannot be sent (too large, or not
+        encodable) is ``REFUSED``, and the others go on.
+
+        :raises BrokerUnavailable: the connection was lost, or no answer came in time.
+        """
+        outcomes = [self._refusal(message) for message in messages]
+        accepted = [index for index, refused in enumerate(outcomes) if refused is None]
+        if accepted:
+            sender = self._sender_to_exchange()
+            sent = sender.send([self._outgoing(messages[index]) for index in accepted])
+            for index, outcome in zip(accepted, sent, strict=True):
+                outcomes[index] = outcome
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def _refusal(self, message: Message) -> PublishOutcome | None:
+        limit = self._settings.max_payload_bytes
+        if len(message.body) <= limit:
+            return None
+        text = f"its body has {len(message.body)} bytes, and at most {limit} are allowed"
+        return PublishOutcome(Stored.REFUSED, f"{text} (setting MAX_PAYLOAD_BYTES)")
+
+    def _outgoing(self, message: Message) -> Outgoing:
+        return Outgoing(self._settings.exchange, message.routing_key, wire.for_message(message), message.body)
+
+    # --- queues -------------------------------------------------------------------------
+
+    @_translated
+    def subscribe(self, subscription: Subscription) -> None:
+        """Make sure that the queues of a handler exist and are bound, and receive from them.
+
+        The first time ever it takes two seconds: see :data:`.topology.SETTLE_SECONDS`.
+
+        :raises QueueMismatch: a queue exists with other arguments.
+        :raises UnsupportedOption: a quorum queue was asked for that is not durable or shared.
+        """
+        self._declare(subscription)
+        known = self._consumers.get(subscription.name)
+        if known is not None and known.subscription == subscription:
+            return
+        if known is not None:
+            known.close()
+        self._consumers[subscription.name] = Consumer(self._receiver(), subscription, self._arrived.append)
+
+    @_translated
+    def declare(self, subscription: Subscription) -> None:
+        """As :meth:`subscribe`, without receiving."""
+        self._declare(subscription)
+
+    @_translated
+    def check(self, subscription: Subscription) -> list[str]:
+        """Tell, changing nothing, what :meth:`declare` would change; empty: all is in place.
+
+        Bindings cannot be read over AMQP, so a missing one is not told.
+
+        :raises QueueMismatch: a queue exists with other arguments.
+        """
+        return self._topology().check(subscription)
+
+    @_translated
+    def migrate(self, subscription: Subscription) -> int:
+        """Rebuild the queues of a handler as it asks for now; return how many events moved.
+
+        None is lost; killed in the middle, calling it again goes on.
+
+        :raises QueueMismatch: a queue has consumers, which must be stopped first.
+        """
+        migration = Migration(self._receiver(), self._topology(), self._any_sender(), self._let_settle)
+        moved = migration.run(subscription)
+        self._declare(subscription)
+        return moved
+
+    @_translated
+    def stats(self, queues: Iterable[str]) -> dict[str, QueueStats]:
+        """Return the depths of the queues of the named handlers; they need not exist.
+
+        What is delivered and not settled cannot be told over AMQP.
+        """
+        return {name: self._stats(name) for name in queues}
+
+    def _declare(self, subscription: Subscription) -> None:
+        layout = self._topology().declare(subscription, self._let_settle)
+        self._layouts[subscription.name] = layout
+
+    def _stats(self, name: str) -> QueueStats:
+        topology = self._topology()
+        state = topology.state(name)
+        waiting = [topology.state(queues.delay_name(name, step)) for step in LADDER_MS]
+        return QueueStats(
+            exists=state is not None,
+            ready=state.ready if state is not None else 0,
+            delayed=sum(each.ready for each in waiting if each is not None),
+            dead=self.dead_letters(name).count(),
+            consumers=state.consumers if state is not None else None,
+        )
+
+    # --- receiving ----------------------------------------------------------------------
+
+    @_translated
+    def receive(self, limit: int, timeout: float) -> list[Delivery]:
+        """Return up to ``limit`` deliveries, as soon as there is one, or none after ``timeout`` seconds.
+
+        Keeps the connections alive meanwhile, with a ``limit`` of 0 too. An event whose retry is
+        not due yet is sent to wait again, and not handed out.
+
+        :raises BrokerUnavailable: the connection was lost, or the broker ended a consumer.
+        """
+        deadline = time.monotonic() + timeout
+        self._loop.turn()
+        while True:
+            self._ensure_alive()
+            self._sort_arrived()
+            found = [self._ready.popleft() for _ in range(min(limit, len(self._ready)))]
+            left = deadline - time.monotonic()
+            if found or self._woken or left <= 0:
+                self._woken = False
+                return found
+            self._loop.run_until(self._has_news, self._early.next_in(left))
+
+    def wake(self) -> None:
+        """Make a :meth:`receive` under way in another thread return early; else the next. Never raises."""
+        self._woken = True
+        self._loop.wake()
+
+    def _has_news(self) -> bool:
+        return bool(self._arrived) or self._woken or self._is_lost()
+
+    def _is_lost(self) -> bool:
+        lost = self._consuming is not None and not self._consuming.is_open
+        return lost or any(consumer.is_lost for consumer in self._consumers.values())
+
+    def _ensure_alive(self) -> None:
+        if self._consuming is not None:
+            self._consuming.ensure_open()
+        for consumer in self._consumers.values():
+            consumer.ensure_alive()
+
+    def _sort_arrived(self) -> None:
+        """Tell apart what is due, what comes due in a moment, and what must wait in a queue again."""
+        again: list[Settlement] = []
+        while self._arrived:
+            delivery = self._arrived.popleft()
+            wait = wire.wait_ms(delivery.token.properties)
+            if not wait:
+                self._ready.append(delivery)
+            elif step_for(wait, self._steps(delivery.queue)) is None:
+                self._early.add(delivery, wait)
+            else:
+                again.append(Settlement(delivery, Action.RETRY, wait / 1000))
+        self._ready.extend(self._early.due())
+        if again:
+            self._store_then_ack([(each, self._again(each.delivery, each.delay)) for each in again])
+
+    # --- settling -----------------------------------------------------------------------
+
+    @_translated
+    def settle(self, settlements: Sequence[Settlement]) -> None:
+        """Answer for deliveries of this transport; the copies of all are stored before their originals go.
+
+        :raises BrokerUnavailable: a copy could not be stored. Its original comes back.
+        """
+        copies: list[tuple[Settlement, Outgoing]] = []
+        done: list[Settlement] = []
+        for settlement in settlements:
+            copy = self._copy(settlement)
+            if copy is not None:
+                copies.append((settlement, copy))
+            else:
+                done.append(settlement)
+        # First what needs no copy: it must not wait for a broker that takes nothing in.
+        self._answer(done)
+        if copies:
+            self._store_then_ack(copies)
+
+    def _copy(self, settlement: Settlement) -> Outgoing | None:
+        delivery = settlement.delivery
+        if settlement.action is Action.RETRY:
+            not_before = wire.now_ms() + round(settlement.delay * 1000)
+            return self._waiting(delivery, settlement.delay, delivery.retries + 1, not_before)
+        if settlement.action is Action.DEAD and _token(delivery).consumer.subscription.dead_letter:
+            properties = wire.for_dead_letter(
+                _token(delivery).properties, delivery.routing_key, delivery.retries, settlement.failure
+            )
+            return Outgoing("", queues.letters_name(delivery.queue), properties, delivery.body)
+        return None
+
+    def _again(self, delivery: Delivery, wait: float) -> Outgoing:
+        """Return the copy of an event that came back early, for the rest of its wait."""
+        not_before = wire.header_number(_token(delivery).properties, HEADER_NOT_BEFORE)
+        return self._waiting(delivery, wait, delivery.retries, not_before)
+
+    def _waiting(self, delivery: Delivery, wait: float, retries: int, not_before: int) -> Outgoing:
+        """Return the copy of an event for the delay queue it waits in next, or for the handler's own."""
+        properties = wire.for_retry(_token(delivery).properties, delivery.routing_key, retries, not_before)
+        step = step_for(wait * 1000, self._steps(delivery.queue))
+        target = delivery.queue if step is None else queues.delay_name(delivery.queue, step)
+        return Outgoing("", target, properties, delivery.body)
+
+    def _store_then_ack(self, copies: Sequence[tuple[Settlement, Outgoing]]) -> None:
+        # The crash story: killed after the copies are stored, the broker delivers the originals
+        # again and there are two of each; killed before, only the originals are there.
+        self._store([self._encodable(copy) for _, copy in copies])
+        for settlement, _ in copies:
+            token = _token(settlement.delivery)
+            token.consumer.ensure_alive()
+        self._acknowledge([settlement for settlement, _ in copies])
+
+    def _store(self, copies: Sequence[Outgoing]) -> None:
+        for copy in copies:
+            self._renew(copy.routing_key)
+        outcomes = self._any_sender().send(copies)
+        answers = zip(copies, outcomes, strict=True)
+        lost = [copy for copy, outcome in answers if outcome.stored is Stored.UNROUTABLE]
+        if lost:
+            self._declare_again({copy.routing_key for copy in lost})
+            outcomes += self._any_sender().send(lost)
+        refused = [outcome for outcome in outcomes if outcome.stored is Stored.REFUSED]
+        refused += [outcome for outcome in outcomes[len(copies) :] if outcome.stored is Stored.UNROUTABLE]
+        if refused:
+            raise BrokerUnavailable(
+                f"{len(refused)} events could not be moved to queue {copies[0].routing_key!r} and others, "
+                f"and will be delivered again: {refused[0].reason or 'the queue does not exist'}"
+            )
+
+    def _encodable(self, copy: Outgoing) -> Outgoing:
+        """Return a copy that can be sent: a foreign producer's headers may not survive a second encoding."""
+        if not self._any_sender().refusal(copy):
+            return copy
+        return Outgoing(copy.exchange, copy.routing_key, wire.slim(copy.properties), copy.body)
+
+    def _answer(self, settlements: Sequence[Settlement]) -> None:
+        self._acknowledge([each for each in settlements if each.action is not Action.REQUEUE])
+        for consumer, tags in _by_consumer(each for each in settlements if each.action is Action.REQUEUE):
+            consumer.requeue(tags)
+
+    def _acknowledge(self, settlements: Sequence[Settlement]) -> None:
+        for consumer, tags in _by_consumer(settlements):
+            consumer.ack(tags)
+
+    def _steps(self, queue: str) -> Sequence[int]:
+        return tuple(self._layouts[queue].delays)
+
+    def _spec(self, name: str) -> QueueSpec | None:
+        specs = (spec for layout in self._layouts.values() for spec in layout.all())
+        return next((spec for spec in specs if spec.name == name), None)
+
+    def _declare_again(self, names: Iterable[str]) -> None:
+        """Bring back queues that somebody deleted."""
+        for name in sorted(names):
+            spec = self._spec(name)
+            if spec is not None:
+                self._topology().ensure(spec)
+        self._let_settle()
+
+    def _renew(self, name: str) -> None:
+        """Keep the delay queue of an auto-delete handler from expiring with the events in it."""
+        spec = self._spec(name)
+        if spec is None or "x-expires" not in spec.arguments:
+            return
+        if time.monotonic() - self._renewed.get(name, 0.0) > queues.LEASE_SECONDS:
+            self._topology().renew(spec)
+            self._renewed[name] = time.monotonic()
+
+    # --- dead letters, end --------------------------------------------------------------
+
+    @_translated
+    def dead_letters(self, queue: str) -> RabbitMQDeadLetters:
+        """Return the dead letters of the handler ``queue``."""
+        return RabbitMQDeadLetters(queue, self._loop, self._receiver(), self._topology(), self._any_sender)
+
+    def close(self) -> None:
+        """Disconnect. Deliveries not settled go back to their queues. Never raises."""
+        publishing = self._sender.connection if self._sender is not None else None
+        for connection in (self._consuming, publishing, self._spare):
+            if connection is not None:
+                connection.close()
+        self._consumers.clear()
+        self._loop.close()
+
+    # --- connections --------------------------------------------------------------------
+
+    def _first_connection(self) -> Connection:
+        try:
+            return Connection(self._loop, self._settings.url)
+        except BaseException:
+            self._loop.close()
+            raise
+
+    def _connect(self) -> Connection:
+        spare, self._spare = self._spare, None
+        if spare is not None and spare.is_open:
+            return spare
+        return Connection(self._loop, self._settings.url)
+
+    def _receiver(self) -> Connection:
+        if self._consuming is None:
+            self._consuming = self._connect()
+        return self._consuming
+
+    def _topology(self) -> Topology:
+        return Topology(self._receiver(), self._settings)
+
+    def _any_sender(self) -> Sender:
+        """Return the sender, over a new connection if the last one was lost while it was idle."""
+        self._loop.turn()
+        if self._sender is None or not self._sender.connection.is_open:
+            self._sender = Sender(self._connect())
+        return self._sender
+
+    def _sender_to_exchange(self) -> Sender:
+        sender = self._any_sender()
+        if sender is not self._knows_exchange:
+            Topology(sender.connection, self._settings).declare_exchange()
+            self._knows_exchange = sender
+        return sender
+
+    def _let_settle(self) -> None:
+        """Wait until queues just created are safe, with the connections alive."""
+        self._loop.run_until(lambda: False, queues.SETTLE_SECONDS)
+
+
+def _token(delivery: Delivery) -> Token:
+    token: Token = delivery.token
+    return token
+
+
+def _by_consumer(settlements: Iterable[Settlement]) -> list[tuple[Consumer, list[int]]]:
+    found: dict[int, tuple[Consumer, list[int]]] = {}
+    for settlement in settlements:
+        token = _token(settlement.delivery)
+        found.setdefault(id(token.consumer), (token.consumer, []))[1].append(token.tag)
+    return list(found.values())

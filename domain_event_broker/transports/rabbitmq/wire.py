@@ -1,0 +1,199 @@
+"""What is written on the envelope: AMQP properties and headers, in both directions. No connection.
+
+A copy of a message (retry, dead letter, replay) gets properties of its own, never those of the
+original: ``CC`` would leak it into other queues, ``user_id`` and ``expiration`` would have it
+refused or dropped, ``x-death`` belongs to the broker.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from types import MappingProxyType
+from typing import Any
+
+import pika
+
+from domain_event_broker.events import (
+    HEADER_ATTEMPT,
+    HEADER_NOT_BEFORE,
+    HEADER_REPLAYS,
+    HEADER_ROUTING_KEY,
+    Message,
+)
+from domain_event_broker.failures import Failure, without_failure
+
+#: Written to disk by durable queues (AMQP 0-9-1, basic class, delivery-mode).
+PERSISTENT = 2
+
+#: Headers by which a publisher sends copies elsewhere (https://www.rabbitmq.com/docs/sender-selected).
+_SENDER_SELECTED = ("CC", "BCC")
+
+#: Properties that a copy keeps besides its headers.
+_KEPT = (
+    "content_type",
+    "content_encoding",
+    "correlation_id",
+    "message_id",
+    "timestamp",
+    "type",
+    "app_id",
+    "priority",
+)
+
+
+def for_message(message: Message) -> pika.BasicProperties:
+    """Return the properties an event is published with."""
+    return pika.BasicProperties(
+        content_type="application/json",
+        delivery_mode=PERSISTENT,
+        message_id=message.event_id,
+        timestamp=int(message.timestamp) if message.timestamp > 0 else None,
+        type=message.routing_key,
+        app_id="domain_event_broker",
+        headers=safe_headers(message.headers) or None,
+    )
+
+
+def copied(
+    properties: pika.BasicProperties, routing_key: str, changes: Mapping[str, Any] = MappingProxyType({})
+) -> pika.BasicProperties:
+    """Return properties for a copy.
+
+    :param routing_key: the one the event was published with: moving through queues replaces it.
+    :param changes: headers to set; ``None`` removes one.
+    """
+    headers = {**safe_headers(properties.headers), HEADER_ROUTING_KEY: routing_key, **changes}
+    kept = {name: getattr(properties, name) for name in _KEPT}
+    return pika.BasicProperties(
+        **kept,
+        delivery_mode=PERSISTENT,
+        headers={name: value for name, value in headers.items() if value is not None},
+    )
+
+
+def for_retry(
+    properties: pika.BasicProperties, routing_key: str, retries: int, not_before_ms: int
+) -> pika.BasicProperties:
+    """Return properties for an event that comes back to its handler later."""
+    changes = {HEADER_ATTEMPT: retries, HEADER_NOT_BEFORE: not_before_ms}
+    return copied(_without_failure(properties), routing_key, changes)
+
+
+def for_dead_letter(
+    properties: pika.BasicProperties, routing_key: str, retries: int, failure: Failure | None
+) -> pika.BasicProperties:
+    """Return properties for an event that goes to the dead letters."""
+    described = failure.to_headers() if failure is not None else {}
+    changes = {HEADER_ATTEMPT: retries, HEADER_NOT_BEFORE: None, **described}
+    return copied(_without_failure(properties), routing_key, changes)
+
+
+def for_replay(properties: pika.BasicProperties, routing_key: str, replays: int) -> pika.BasicProperties:
+    """Return properties for a dead letter that goes back to work, with its retries starting anew."""
+    changes = {HEADER_ATTEMPT: None, HEADER_NOT_BEFORE: None, HEADER_REPLAYS: replays}
+    return copied(_without_failure(properties), routing_key, changes)
+
+
+def slim(properties: pika.BasicProperties) -> pika.BasicProperties:
+    """Return what a copy cannot do without, for one whose headers cannot be encoded or are too large."""
+    headers = {
+        name: value[:1000] if isinstance(value, str) else value
+        for name, value in (properties.headers or {}).items()
+        if name.startswith("event-") and isinstance(value, (str, int))
+    }
+    return pika.BasicProperties(
+        content_type=properties.content_type,
+        delivery_mode=PERSISTENT,
+        message_id=properties.message_id,
+        headers=headers,
+    )
+
+
+def safe_headers(headers: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the headers that may go on: not the broker's own, and not those that address copies."""
+    return {
+        name: value
+        for name, value in (headers or {}).items()
+        if not name.startswith("x-") and name not in _SENDER_SELECTED
+    }
+
+
+def plain_headers(properties: pika.BasicProperties) -> dict[str, str | int]:
+    """Return the safe headers whose values every transport can carry."""
+    headers = safe_headers(properties.headers)
+    return {name: value for name, value in headers.items() if isinstance(value, (str, int))}
+
+
+def original_routing_key(properties: pika.BasicProperties, routing_key: str, queue: str) -> str:
+    """Return the key the event was published with.
+
+    :param routing_key: the key it has now: the name of a queue, if it was moved there.
+    :param queue: name of the handler. What the broker itself dead-lettered from it has no header
+        of ours, and the key in the broker's record of it.
+    """
+    written = (properties.headers or {}).get(HEADER_ROUTING_KEY)
+    if isinstance(written, str):
+        return written
+    keys = _death(properties, queue).get("routing-keys") or [routing_key]
+    return str(keys[0])
+
+
+def failure_of(properties: pika.BasicProperties, queue: str) -> Failure | None:
+    """Return why a dead letter of the handler ``queue`` is there: as we wrote it, or as the broker did."""
+    headers = properties.headers or {}
+    written = Failure.from_headers(headers)
+    if written is not None:
+        return written
+    death = _death(properties, queue)
+    reason = death.get("reason") or headers.get("x-first-death-reason")
+    if not reason:
+        return None
+    return Failure(
+        reason=str(reason),
+        message="dead-lettered by the broker, not by a handler",
+        attempts=header_number(properties, HEADER_ATTEMPT) + 1,
+        failed_at=_seconds(death.get("time")),
+    )
+
+
+def header_number(properties: pika.BasicProperties, name: str) -> int:
+    """Return the number in a header; 0 where there is none."""
+    value = (properties.headers or {}).get(name)
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def replays_of(properties: pika.BasicProperties) -> int:
+    """Return how often the event was put back from the dead letters."""
+    return header_number(properties, HEADER_REPLAYS)
+
+
+def wait_ms(properties: pika.BasicProperties) -> int:
+    """Return the milliseconds for which a retried event shall not reach its handler yet."""
+    not_before = header_number(properties, HEADER_NOT_BEFORE)
+    return max(0, not_before - now_ms()) if not_before else 0
+
+
+def now_ms() -> int:
+    """Return Unix time in milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+def _without_failure(properties: pika.BasicProperties) -> pika.BasicProperties:
+    kept = {name: getattr(properties, name) for name in _KEPT}
+    return pika.BasicProperties(**kept, headers=without_failure(properties.headers or {}))
+
+
+def _death(properties: pika.BasicProperties, queue: str) -> dict[str, Any]:
+    """Return the broker's own record of how the message left ``queue`` (https://www.rabbitmq.com/docs/dlx)."""
+    deaths = (properties.headers or {}).get("x-death")
+    for death in deaths if isinstance(deaths, list) else ():
+        if isinstance(death, dict) and death.get("queue") == queue:
+            return death
+    return {}
+
+
+def _seconds(moment: object) -> float:
+    """Return Unix time of what pika makes of an AMQP timestamp: a datetime in UTC that does not say so."""
+    return moment.replace(tzinfo=timezone.utc).timestamp() if isinstance(moment, datetime) else 0.0
