@@ -81,7 +81,7 @@ class StoredEventAdmin(ReadOnlyAdmin):
         """Return a list that is ordered by primary key alone."""
         return EventChangeList
 
-    def lookup_allowed(self, lookup: str, *args: Any) -> bool:
+    def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest | None = None) -> bool:
         """Refuse lookups in the address that no filter of the page makes: they could read it all."""
         return lookup.partition("__")[0] in self.filterable
 

@@ -58,7 +58,7 @@ class LetterView:
     @classmethod
     def of(cls, letter: DeadLetter) -> LetterView:
         """Describe ``letter``."""
-        failure = letter.failure
+        failure = _printable(letter.failure) if letter.failure else None
         body = letter.body.decode("utf-8", "backslashreplace")
         return cls(
             key=key_of(letter),
@@ -179,6 +179,12 @@ def _impatient(url: str) -> str:
     parts = urlsplit(url)
     given = dict(parse_qsl(parts.query, keep_blank_values=True))
     return urlunsplit(parts._replace(query=urlencode({**_IMPATIENT, **given})))
+
+
+def _printable(failure: Failure) -> Failure:
+    """A broker may hold what another program wrote: text that no page can."""
+    texts = ("reason", "error_type", "message", "traceback", "host")
+    return replace(failure, **{name: display.printable(getattr(failure, name)) for name in texts})
 
 
 def _moment(unix: float) -> datetime | None:

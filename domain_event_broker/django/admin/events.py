@@ -167,7 +167,7 @@ class ArchivedEventAdmin(_ActingAdmin):
 
     list_display = ("routing_key", "shown_id", "key", "published_at", "took", "routed")
     list_filter = ("published_at", UnroutableFilter)
-    filterable = ("published_at",)
+    filterable = ("published_at", "unroutable")
     event_id_indexed = True
     actions = ("publish_again",)
     page_actions = (("publish_again", "Publish again…", "default"),)

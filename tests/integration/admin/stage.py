@@ -1,0 +1,124 @@
+"""Events in each of their homes, and dead letters in a broker, for tests of the admin."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from typing import Any
+
+from django.contrib.auth.models import Permission, User
+from django.utils import timezone
+
+from domain_event_broker import DomainEvent, config
+from domain_event_broker.django.models import ArchivedEvent, HeldEvent, OutboxEvent
+from domain_event_broker.django.rows import bucket_of
+from domain_event_broker.events import encode
+from domain_event_broker.failures import Failure
+from domain_event_broker.ports import Action, Settlement, Stored, Subscription
+from domain_event_broker.transports import open_transport
+
+#: What a careless admin would run.
+SCRIPT = "<script>document.title = 'pwned'</script>"
+
+
+def columns(routing_key: str, data: Any = None, key: str | None = None) -> dict[str, Any]:
+    """Return the columns that an event has in all of its homes."""
+    event = DomainEvent(routing_key, {"total": 1250} if data is None else data, key)
+    message = encode(event)
+    return {
+        "event_id": message.event_id,
+        "bucket": bucket_of(key),
+        "ordering_key": key,
+        "routing_key": routing_key,
+        "body": message.body.decode(),
+        "headers": json.dumps({"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}),
+        "timestamp": message.timestamp,
+        "created_at": timezone.now() - timedelta(minutes=3),
+    }
+
+
+def waiting(routing_key: str = "order.placed", **options: Any) -> OutboxEvent:
+    """Store an event that waits."""
+    return OutboxEvent.objects.create(**columns(routing_key, **options))
+
+
+def held(
+    routing_key: str = "order.placed", state: str = HeldEvent.State.PARKED, reason: str = "", **options: Any
+) -> HeldEvent:
+    """Store an event that is held; one that was refused had a place in the outbox."""
+    scheduled = state == HeldEvent.State.SCHEDULED
+    return HeldEvent.objects.create(
+        **columns(routing_key, **options),
+        state=state,
+        due_at=None if state == HeldEvent.State.PARKED else timezone.now() + timedelta(hours=1),
+        outbox_id=None if scheduled else _place_once_taken(),
+        attempts=0 if scheduled else 8,
+        reason=reason,
+        blocks_key=not scheduled,
+        held_at=timezone.now() - timedelta(minutes=2),
+    )
+
+
+def _place_once_taken() -> int:
+    """Return the id of a waiting event that has gone: the database does not give it again."""
+    row = waiting()
+    place = int(row.pk)
+    row.delete()
+    return place
+
+
+def sent(routing_key: str = "order.placed", unroutable: bool = False, **options: Any) -> ArchivedEvent:
+    """Store an event that was sent."""
+    return ArchivedEvent.objects.create(
+        **columns(routing_key, **options), outbox_id=1, published_at=timezone.now(), unroutable=unroutable
+    )
+
+
+def user(name: str, *permissions: str) -> User:
+    """Return a member of the staff with these permissions and no others."""
+    member = User.objects.create_user(name, password=name, is_staff=True)
+    for codename in permissions:
+        member.user_permissions.add(
+            Permission.objects.get(content_type__app_label="domain_event_broker", codename=codename)
+        )
+    return member
+
+
+def bury(queue: str, *events: DomainEvent, error: Exception | None = None) -> list[DomainEvent]:
+    """Put events into the dead letters of the handler ``queue``, on the road that all take there."""
+    settings = config.current()
+    assert settings is not None
+    transport = open_transport(settings)
+    try:
+        transport.subscribe(Subscription(queue, tuple({event.routing_key for event in events})))
+        outcomes = transport.publish([encode(event) for event in events])
+        assert all(outcome.stored is Stored.STORED for outcome in outcomes)
+        failure = _failure(error or RuntimeError("the payment provider did not answer"))
+        left = len(events)
+        while left:
+            deliveries = transport.receive(left, 10)
+            assert deliveries, "no delivery within 10 s"
+            transport.settle([Settlement(each, Action.DEAD, failure=failure) for each in deliveries])
+            left -= len(deliveries)
+    finally:
+        transport.close()
+    return list(events)
+
+
+def _failure(error: Exception) -> Failure:
+    try:
+        raise error
+    except Exception as raised:
+        return Failure.of(raised, "retries-exhausted", 4)
+
+
+def depths(queue: str) -> tuple[int, int]:
+    """Return how many events of a handler are ready, and how many are dead letters."""
+    settings = config.current()
+    assert settings is not None
+    transport = open_transport(settings)
+    try:
+        stats = transport.stats([queue])[queue]
+    finally:
+        transport.close()
+    return stats.ready, stats.dead
