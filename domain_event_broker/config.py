@@ -33,6 +33,8 @@ class OutboxSettings:
     :param max_attempts: refusals by the broker after which an event is parked.
     :param lease_seconds: time after which the work of a relay that died moves to another.
     :param poll_seconds: longest time between two looks for new events where no wake-up comes.
+    :param listen: whether a relay on PostgreSQL waits with ``LISTEN`` on a connection of its
+        own. Switch it off behind a pooler that shares sessions: it would never be woken there.
     """
 
     database: str | None = None
@@ -43,6 +45,7 @@ class OutboxSettings:
     max_attempts: int = 8
     lease_seconds: float = 15.0
     poll_seconds: float = 1.0
+    listen: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,8 @@ from django.apps import AppConfig
 
 from domain_event_broker import config
 from domain_event_broker.django import conf
+from domain_event_broker.publisher import install_outbox
+from domain_event_broker.subscriber import install_inbox
 
 
 class DomainEventBrokerConfig(AppConfig):
@@ -22,5 +24,13 @@ class DomainEventBrokerConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Let the settings of the project speak. Opens no connection and reads no table."""
+        """Install settings, outbox, inbox and checks. Opens no connection and reads no table."""
+        # The one place for late imports: these modules need the models, which exist from here on.
+        from domain_event_broker.django import checks
+        from domain_event_broker.django.inbox import DjangoInbox
+        from domain_event_broker.django.outbox import DjangoOutbox
+
         config.set_provider(conf.raw_setting)
+        install_outbox(DjangoOutbox())
+        install_inbox(DjangoInbox())
+        checks.register_all()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from django.apps import apps
 from django.conf import settings
-from django.core.exceptions import ImproperlyConfigured
+from django.db import router
 
 from domain_event_broker import config
 from domain_event_broker import settings as defaults
 from domain_event_broker.config import OutboxSettings, SubscriberSettings
-from domain_event_broker.errors import ConfigurationError
 
 
 def raw_setting() -> object:
@@ -26,3 +26,10 @@ def subscriber_settings() -> SubscriberSettings:
     """Return the defaults of handlers, also while the broker is switched off."""
     broker = config.current()
     return SubscriberSettings() if broker is None else broker.subscriber
+
+
+def outbox_alias() -> str:
+    """Return the alias of the database whose outbox is used where nothing else is said."""
+    return outbox_settings().database or router.db_for_write(
+        apps.get_model("domain_event_broker", "OutboxEvent")
+    )

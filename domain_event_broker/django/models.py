@@ -26,7 +26,8 @@ class StoredEvent(models.Model):
     bucket = models.SmallIntegerField(
         "bucket", help_text="Unit of work of relays; all events of a key share one."
     )
-    ordering_key = models.CharField("domain object id", max_length=255, null=True)
+    # No key is not the empty key: only null says so.
+    ordering_key = models.CharField("domain object id", max_length=255, null=True)  # noqa: DJ001
     routing_key = models.CharField("routing key", max_length=255)
     body = models.TextField("body", help_text="The exact JSON that is sent.")
     headers = models.TextField("headers", blank=True, default="", help_text="JSON, or nothing.")
@@ -105,7 +106,7 @@ class HeldEvent(StoredEvent):
         ]
         indexes = [
             models.Index(fields=["due_at"], name="deb_held_due"),
-            models.Index(fields=["ordering_key"], name="deb_held_key"),
+            models.Index(fields=["blocks_key", "ordering_key"], name="deb_held_key"),
             models.Index(fields=["state", "id"], name="deb_held_state"),
         ]
 

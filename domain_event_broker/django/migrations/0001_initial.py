@@ -1,5 +1,6 @@
-"""The tables of outbox and inbox."""
+"""The tables of outbox, inbox, relays and the ``database:`` transport."""
 
+import django.db.models.deletion
 from django.db import migrations, models
 
 
@@ -12,6 +13,21 @@ class Migration(migrations.Migration):
     ]
 
     operations = [
+        migrations.CreateModel(
+            name='DeadDelivery',
+            fields=[
+                ('id', models.BigAutoField(primary_key=True, serialize=False)),
+                ('event_id', models.CharField(max_length=255, verbose_name='event id')),
+                ('routing_key', models.CharField(max_length=255, verbose_name='routing key')),
+                ('body', models.BinaryField(help_text='The exact bytes that are delivered.', verbose_name='body')),
+                ('headers', models.TextField(default='{}', help_text='JSON object.', verbose_name='headers')),
+            ],
+            options={
+                'verbose_name': 'dead letter',
+                'verbose_name_plural': 'dead letters',
+                'db_table': 'domain_event_broker_dead',
+            },
+        ),
         migrations.CreateModel(
             name='RelayHeartbeat',
             fields=[
@@ -42,6 +58,19 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
+            name='TransportQueue',
+            fields=[
+                ('id', models.BigAutoField(primary_key=True, serialize=False)),
+                ('name', models.CharField(max_length=255, unique=True, verbose_name='handler')),
+                ('bindings', models.TextField(default='{}', help_text='JSON object: a list of binding keys for each exchange.', verbose_name='bindings')),
+            ],
+            options={
+                'verbose_name': 'queue',
+                'verbose_name_plural': 'queues',
+                'db_table': 'domain_event_broker_queue',
+            },
+        ),
+        migrations.CreateModel(
             name='ArchivedEvent',
             fields=[
                 ('event_id', models.CharField(max_length=64, verbose_name='event id')),
@@ -61,8 +90,24 @@ class Migration(migrations.Migration):
                 'verbose_name': 'sent event',
                 'verbose_name_plural': 'sent events',
                 'db_table': 'domain_event_broker_archive',
+                'permissions': [('replay_archivedevent', 'Can publish sent events again')],
                 'indexes': [models.Index(fields=['published_at'], name='deb_archive_published'), models.Index(fields=['event_id'], name='deb_archive_event')],
             },
+        ),
+        migrations.CreateModel(
+            name='DeadLetter',
+            fields=[
+            ],
+            options={
+                'verbose_name': 'dead letter',
+                'verbose_name_plural': 'dead letters',
+                'permissions': [('replay_deadletter', 'Can replay dead letters'), ('discard_deadletter', 'Can discard dead letters')],
+                'proxy': True,
+                'default_permissions': ('view',),
+                'indexes': [],
+                'constraints': [],
+            },
+            bases=('domain_event_broker.deaddelivery',),
         ),
         migrations.CreateModel(
             name='HeldEvent',
@@ -88,7 +133,8 @@ class Migration(migrations.Migration):
                 'verbose_name': 'held event',
                 'verbose_name_plural': 'held events',
                 'db_table': 'domain_event_broker_held',
-                'indexes': [models.Index(fields=['due_at'], name='deb_held_due'), models.Index(fields=['ordering_key'], name='deb_held_key'), models.Index(fields=['state', 'id'], name='deb_held_state')],
+                'permissions': [('replay_heldevent', 'Can send held events now'), ('discard_heldevent', 'Can discard held events')],
+                'indexes': [models.Index(fields=['due_at'], name='deb_held_due'), models.Index(fields=['blocks_key', 'ordering_key'], name='deb_held_key'), models.Index(fields=['state', 'id'], name='deb_held_state')],
             },
         ),
         migrations.CreateModel(
@@ -127,5 +173,35 @@ class Migration(migrations.Migration):
                 'db_table': 'domain_event_broker_outbox',
                 'indexes': [models.Index(fields=['bucket', 'id'], name='deb_outbox_bucket')],
             },
+        ),
+        migrations.AddField(
+            model_name='deaddelivery',
+            name='queue',
+            field=models.ForeignKey(db_constraint=False, db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='+', to='domain_event_broker.transportqueue', verbose_name='handler'),
+        ),
+        migrations.CreateModel(
+            name='QueuedDelivery',
+            fields=[
+                ('id', models.BigAutoField(primary_key=True, serialize=False)),
+                ('event_id', models.CharField(max_length=255, verbose_name='event id')),
+                ('routing_key', models.CharField(max_length=255, verbose_name='routing key')),
+                ('body', models.BinaryField(help_text='The exact bytes that are delivered.', verbose_name='body')),
+                ('headers', models.TextField(default='{}', help_text='JSON object.', verbose_name='headers')),
+                ('retries', models.IntegerField(default=0, verbose_name='retries so far')),
+                ('crashes', models.IntegerField(default=0, verbose_name='holders that died with it')),
+                ('due_at', models.BigIntegerField(default=0, help_text='Unix time in milliseconds by the clock of the database; 0: at once. While a receiver holds it: when its lock ends.', verbose_name='due at')),
+                ('holder', models.BigIntegerField(help_text='The receiver that it is with.', null=True, verbose_name='holder')),
+                ('queue', models.ForeignKey(db_constraint=False, db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='+', to='domain_event_broker.transportqueue', verbose_name='handler')),
+            ],
+            options={
+                'verbose_name': 'queued event',
+                'verbose_name_plural': 'queued events',
+                'db_table': 'domain_event_broker_delivery',
+                'indexes': [models.Index(fields=['queue', 'due_at', 'id'], name='deb_delivery_next')],
+            },
+        ),
+        migrations.AddIndex(
+            model_name='deaddelivery',
+            index=models.Index(fields=['queue', 'id'], name='deb_dead_queue'),
         ),
     ]

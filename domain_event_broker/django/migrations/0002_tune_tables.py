@@ -33,7 +33,13 @@ TEXT_TABLES = (
     "domain_event_broker_held",
     "domain_event_broker_archive",
     "domain_event_broker_inbox",
+    "domain_event_broker_queue",
+    "domain_event_broker_delivery",
+    "domain_event_broker_dead",
 )
+
+#: Buckets when the tables are made, and ever after.
+BUCKETS = 64
 
 
 def tune(apps: Any, schema_editor: Any) -> None:
@@ -43,6 +49,15 @@ def tune(apps: Any, schema_editor: Any) -> None:
         _set_storage(schema_editor, _present_tables(connection))
     elif connection.vendor == "mysql":
         _compare_exactly(schema_editor, _present_tables(connection), connection.mysql_is_mariadb)
+
+
+def free_leases(apps: Any, schema_editor: Any) -> None:
+    """Write the leases that the first relay takes. Lost ones are written again by relays."""
+    if "domain_event_broker_lease" in _present_tables(schema_editor.connection):
+        leases = apps.get_model("domain_event_broker", "RelayLease")._default_manager
+        leases.using(schema_editor.connection.alias).bulk_create(
+            [leases.model(bucket=bucket) for bucket in range(BUCKETS)], ignore_conflicts=True
+        )
 
 
 def _present_tables(connection: Any) -> set[str]:
@@ -74,4 +89,7 @@ class Migration(migrations.Migration):
 
     dependencies = [("domain_event_broker", "0001_initial")]
 
-    operations = [migrations.RunPython(tune, migrations.RunPython.noop, elidable=False)]
+    operations = [
+        migrations.RunPython(tune, migrations.RunPython.noop, elidable=False),
+        migrations.RunPython(free_leases, migrations.RunPython.noop, elidable=False),
+    ]

@@ -1,0 +1,129 @@
+"""System checks: what is wrong with the settings, said before the first event is lost to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
+from django.db import DEFAULT_DB_ALIAS, connections
+
+from domain_event_broker import config
+from domain_event_broker.config import BrokerSettings
+from domain_event_broker.django.conf import outbox_alias
+from domain_event_broker.django.models import InboxEntry, OutboxEvent
+from domain_event_broker.errors import ConfigurationError, DomainEventBrokerError
+from domain_event_broker.transports import transport_class
+
+TAG = "domain_event_broker"
+
+
+def register_all() -> None:
+    """Register the checks."""
+    register(check_settings, TAG)
+    register(check_databases, TAG)
+    register(check_tables, TAG, Tags.database)
+
+
+def check_settings(**_: Any) -> list[CheckMessage]:
+    """``DOMAIN_EVENT_BROKER`` must be readable, and name a transport that is installed."""
+    try:
+        broker = config.current()
+        if broker is not None:
+            transport_class(broker.url)
+    except DomainEventBrokerError as error:
+        return [Error(str(error), id=f"{TAG}.E001")]
+    return []
+
+
+def check_databases(**_: Any) -> list[CheckMessage]:
+    """The outbox should live where the business rows do, and relays be able to hear of it."""
+    try:
+        broker = config.current()
+    except ConfigurationError:
+        return []  # check_settings says so
+    if broker is None:
+        return []
+    alias = outbox_alias()
+    if alias not in settings.DATABASES:
+        return [_unknown_alias(alias)]
+    return [*_check_distance(alias), *_check_listening(alias, broker)]
+
+
+def check_tables(databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
+    """The tables must exist, in a database that knows transactions."""
+    alias = _alias_or_none()
+    if alias is None or alias not in (databases or ()):
+        return []
+    connection = connections[alias]
+    missing = {OutboxEvent._meta.db_table, InboxEntry._meta.db_table} - set(
+        connection.introspection.table_names()
+    )
+    messages: list[CheckMessage] = [_no_tables(alias)] if missing else []
+    if connection.vendor == "mysql" and not connection.features.supports_transactions:
+        messages.append(_no_transactions(alias))
+    return messages
+
+
+def _alias_or_none() -> str | None:
+    try:
+        return outbox_alias() if config.current() is not None else None
+    except ConfigurationError:
+        return None
+
+
+def _check_distance(alias: str) -> list[CheckMessage]:
+    if alias == DEFAULT_DB_ALIAS:
+        return []
+    return [
+        Warning(
+            f"the outbox is in database {alias!r}, not in {DEFAULT_DB_ALIAS!r}: an event that belongs to a "
+            f"transaction on {DEFAULT_DB_ALIAS!r} is written after that has committed, and lost if the "
+            "process ends in between",
+            hint="Keep the outbox in the database of the business rows: leave out "
+            "DOMAIN_EVENT_BROKER['OUTBOX']['DATABASE'], or publish with using= inside transactions on "
+            f"{alias!r}. If all of your business rows are in {alias!r}, silence this check.",
+            id=f"{TAG}.W001",
+        )
+    ]
+
+
+def _check_listening(alias: str, broker: BrokerSettings) -> list[CheckMessage]:
+    database = settings.DATABASES[alias]
+    if not (broker.outbox.listen and database.get("DISABLE_SERVER_SIDE_CURSORS")):
+        return []
+    return [
+        Warning(
+            f"database {alias!r} has DISABLE_SERVER_SIDE_CURSORS, as behind a pooler such as PgBouncer: "
+            "where that shares sessions, LISTEN hears nothing",
+            hint="Set DOMAIN_EVENT_BROKER['OUTBOX']['LISTEN'] = False; relays then look for events every "
+            "POLL_SECONDS at the latest. Or silence this check if the pooler keeps sessions apart.",
+            id=f"{TAG}.W002",
+        )
+    ]
+
+
+def _unknown_alias(alias: str) -> CheckMessage:
+    return Error(
+        f"DOMAIN_EVENT_BROKER['OUTBOX']['DATABASE'] is {alias!r}, which is not in DATABASES; "
+        f"known are {', '.join(sorted(settings.DATABASES))}",
+        id=f"{TAG}.E002",
+    )
+
+
+def _no_transactions(alias: str) -> CheckMessage:
+    return Error(
+        f"the tables of database {alias!r} know no transactions: events would outlive a rollback",
+        hint="On MySQL use the InnoDB storage engine.",
+        id=f"{TAG}.E003",
+    )
+
+
+def _no_tables(alias: str) -> CheckMessage:
+    # No error, which would keep the command that it asks for from running.
+    return Warning(
+        f"database {alias!r} has no tables of domain_event_broker yet: nothing can be published",
+        hint=f"Run: manage.py migrate --database {alias}",
+        id=f"{TAG}.W003",
+    )

@@ -1,0 +1,79 @@
+"""What the databases do each in their own way: clocks, errors, lists of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from datetime import timezone as timezones
+from typing import Any
+
+from django.conf import settings
+from django.db import Error
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.utils import timezone
+
+from domain_event_broker.errors import OutboxNotMigrated, OutboxUnavailable
+
+#: Unix time by the clock of the database, with its fraction, untouched by any time zone.
+_UNIX_TIME = {
+    "postgresql": "SELECT extract(epoch FROM clock_timestamp())::float8",
+    "mysql": "SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1000000e0",
+    "sqlite": "SELECT (julianday('now') - 2440587.5) * 86400.0",
+}
+
+#: "The table does not exist": SQLSTATE of PostgreSQL, number of MySQL, words of SQLite.
+_UNDEFINED_TABLE = "42P01"
+_NO_SUCH_TABLE = 1146
+_NO_SUCH_TABLE_WORDS = "no such table"
+
+
+def unix_time(connection: BaseDatabaseWrapper) -> float:
+    """Return the Unix time by the clock of the database."""
+    with connection.cursor() as cursor:
+        cursor.execute(_UNIX_TIME[connection.vendor])
+        return float(cursor.fetchone()[0])
+
+
+def to_field(moment: datetime) -> datetime:
+    """Return an aware datetime as model fields want it: naive and local if ``USE_TZ`` is off."""
+    return moment if settings.USE_TZ else timezone.make_naive(moment)
+
+
+def to_parameter(connection: BaseDatabaseWrapper, unix: float) -> Any:
+    """Return a Unix time as the parameter for a datetime column in raw SQL."""
+    moment = to_field(datetime.fromtimestamp(unix, timezones.utc))
+    return connection.ops.adapt_datetimefield_value(moment)
+
+
+def numbers(values: Iterable[int]) -> str:
+    """Return integers as the inside of ``IN (...)``; no limit on parameters counts them."""
+    return ", ".join(str(int(value)) for value in values) or "NULL"
+
+
+def is_missing_table(error: BaseException) -> bool:
+    """Tell whether a statement failed because its table does not exist."""
+    cause = error.__cause__
+    state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+    first = error.args[0] if error.args else None
+    return state == _UNDEFINED_TABLE or first == _NO_SUCH_TABLE or _NO_SUCH_TABLE_WORDS in str(error)
+
+
+def is_locked(error: BaseException) -> bool:
+    """Tell whether SQLite gave up waiting for another connection: trying again is all it takes."""
+    return "is locked" in str(error)
+
+
+def not_migrated(alias: str) -> OutboxNotMigrated:
+    """Return the error for an outbox whose tables do not exist."""
+    return OutboxNotMigrated(
+        f"database {alias!r} has no outbox tables: run 'manage.py migrate --database {alias}' "
+        "(with 'domain_event_broker' in INSTALLED_APPS)"
+    )
+
+
+def unavailable(alias: str, error: Error) -> OutboxUnavailable:
+    """Return the error of this package for one of Django's."""
+    if is_missing_table(error):
+        return not_migrated(alias)
+    detail = " ".join(str(error).split()) or type(error).__name__
+    return OutboxUnavailable(f"the outbox in database {alias!r} cannot be used now: {detail}")

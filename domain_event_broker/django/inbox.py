@@ -1,0 +1,203 @@
+"""The inbox: a handler takes effect once per event, however often that is delivered."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import threading
+from collections.abc import Mapping
+from datetime import datetime, timezone
+
+from django.db import Error, connections, router, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models.constants import OnConflict
+from django.db.transaction import TransactionManagementError
+
+from domain_event_broker.django.database import is_missing_table, to_parameter
+from domain_event_broker.django.models import InboxEntry
+from domain_event_broker.errors import InboxUnavailable
+from domain_event_broker.events import DomainEvent
+from domain_event_broker.handlers import Handler
+
+logger = logging.getLogger("domain_event_broker.subscriber")
+
+#: Seconds for which a thread keeps its connection although ``CONN_MAX_AGE`` is 0, which means
+#: "until the end of the request": a connection for each event would cost more than the event.
+KEEP_SECONDS = 60.0
+
+#: Longest identity that the column holds; SHA-256 in hexadecimal has just this length.
+_ID_LENGTH = 64
+
+#: psycopg's word for a transaction in which a statement failed: its COMMIT would be a ROLLBACK
+#: (https://www.postgresql.org/docs/current/libpq-status.html, ``PQTRANS_INERROR``).
+_IN_ERROR = 3
+
+
+class DjangoInbox:
+    """Runs handlers in a transaction together with the memory that they ran."""
+
+    def run(self, handler: Handler, event: DomainEvent) -> bool:
+        """Call ``handler`` with ``event`` unless it took effect for it before.
+
+        An idempotent handler runs in a transaction on the database of the inbox: what it
+        writes there, and the memory that it did, are committed together or not at all. A
+        second delivery at the same time waits for the first, and then is a duplicate. What it
+        does elsewhere (another database, a web service) is not part of that.
+
+        :return: ``False``: a duplicate, the handler was not called.
+        :raises InboxUnavailable: the handler was not called; calling again later is safe.
+        :raises TransactionManagementError: the handler returned, and left its transaction in a
+            state in which nothing of it could be committed.
+        """
+        alias = router.db_for_write(InboxEntry)
+        around = _depths()
+        _tidy(alias, around)
+        try:
+            if handler.idempotent and event.uuid_string:
+                return _run_once(connections[alias], handler, event)
+            handler.call(event)
+            return True
+        finally:
+            _tidy(alias, around)
+            _at_thread_end.close(alias)
+
+
+def _run_once(connection: BaseDatabaseWrapper, handler: Handler, event: DomainEvent) -> bool:
+    _connect(connection)
+    with transaction.atomic(using=connection.alias):
+        if not _remember(connection, handler.name, _identity(event.uuid_string)):
+            return False
+        depth = _depth(connection)
+        handler.call(event)
+        _check_can_commit(connection, handler.name, depth)
+    return True
+
+
+def _connect(connection: BaseDatabaseWrapper) -> None:
+    try:
+        connection.ensure_connection()
+    except Error as error:
+        raise _unavailable(connection.alias, error) from error
+
+
+def _remember(connection: BaseDatabaseWrapper, consumer: str, event_id: str) -> bool:
+    """Write that the handler takes effect now; tell whether it is the first time.
+
+    First of all statements, so that a concurrent duplicate waits here, before its handler ran.
+    """
+    now = to_parameter(connection, datetime.now(timezone.utc).timestamp())
+    columns = ["consumer", "event_id", "handled_at"]
+    insert = connection.ops.insert_statement(on_conflict=OnConflict.IGNORE)
+    suffix = connection.ops.on_conflict_suffix_sql([], OnConflict.IGNORE, [], [])
+    table = InboxEntry._meta.db_table
+    statement = f"{insert} {table} ({', '.join(columns)}) VALUES (%s, %s, %s) {suffix}"
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(statement, [consumer, event_id, now])
+            return bool(cursor.rowcount)
+    except Error as error:
+        raise _unavailable(connection.alias, error) from error
+
+
+def _identity(event_id: str) -> str:
+    """Return the identity as the column can hold it: foreign publishers may send any string."""
+    if len(event_id) <= _ID_LENGTH and event_id.isprintable():
+        return event_id
+    return hashlib.sha256(event_id.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _check_can_commit(connection: BaseDatabaseWrapper, name: str, depth: int) -> None:
+    """Refuse to take a transaction for committed whose end would be a silent rollback.
+
+    That is what Django and PostgreSQL do when a database error was swallowed, or the
+    connection closed: the event would be acknowledged and its effect gone.
+    """
+    if _depth(connection) > depth:
+        raise TransactionManagementError(
+            f"handler {name!r} began a transaction and did not end it; its work is rolled back"
+        )
+    info = getattr(connection.connection, "info", None)
+    failed = getattr(info, "transaction_status", None) == _IN_ERROR
+    if connection.needs_rollback or connection.closed_in_transaction or failed:
+        raise TransactionManagementError(
+            f"handler {name!r} returned, but its transaction cannot be committed: it caught a database "
+            "error without transaction.atomic() around the statement, rolled back, or closed the connection"
+        )
+
+
+def _unavailable(alias: str, error: Error) -> InboxUnavailable:
+    if is_missing_table(error):
+        return InboxUnavailable(
+            f"database {alias!r} has no inbox table: run 'manage.py migrate --database {alias}'"
+        )
+    return InboxUnavailable(
+        f"the inbox in database {alias!r} cannot be asked now: {' '.join(str(error).split())}"
+    )
+
+
+def _depth(connection: BaseDatabaseWrapper) -> int:
+    """How many atomic blocks are open."""
+    return len(connection.savepoint_ids) + connection.in_atomic_block
+
+
+def _depths() -> dict[str, int]:
+    return {connection.alias: _depth(connection) for connection in connections.all(initialized_only=True)}
+
+
+def _tidy(inbox_alias: str, around: Mapping[str, int]) -> None:
+    """Close connections that are broken, too old, or left in the middle of something.
+
+    :param around: the atomic blocks that were open before; they are not ours to end.
+    """
+    for connection in connections.all(initialized_only=True):
+        if _depth(connection) > around.get(connection.alias, 0):
+            _abandon(connection)
+        if connection.connection is not None and not connection.in_atomic_block:
+            _close_if_old(connection, keep=connection.alias == inbox_alias)
+
+
+def _abandon(connection: BaseDatabaseWrapper) -> None:
+    """Roll back what a handler left open: the database does, when the connection ends."""
+    logger.error("a handler left a transaction open on database %r; it is rolled back", connection.alias)
+    connection.in_atomic_block = False
+    connection.savepoint_ids = []
+    connection.needs_rollback = False
+    connection.closed_in_transaction = False
+    connection.run_on_commit = []
+    connection.close()
+
+
+def _close_if_old(connection: BaseDatabaseWrapper, keep: bool) -> None:
+    close_at = connection.close_at
+    if keep and close_at is not None and not connection.settings_dict["CONN_MAX_AGE"]:
+        connection.close_at = close_at + KEEP_SECONDS
+    try:
+        connection.close_if_unusable_or_obsolete()
+    finally:
+        if connection.connection is not None:
+            connection.close_at = close_at
+
+
+class _AtThreadEnd(threading.local):
+    """Closes kept connections when their thread ends, and with it its part of this object."""
+
+    def __init__(self) -> None:
+        self._closers: dict[str, _Closer] = {}
+
+    def close(self, alias: str) -> None:
+        """Close the connection of this thread to ``alias`` at the end of the thread."""
+        if alias not in self._closers and threading.current_thread() is not threading.main_thread():
+            self._closers[alias] = _Closer(connections[alias])
+
+
+class _Closer:
+    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+        self._connection = connection
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self._connection.close()
+
+
+_at_thread_end = _AtThreadEnd()

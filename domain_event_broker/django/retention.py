@@ -1,0 +1,73 @@
+"""Forgetting: what was sent or handled long ago goes, a little at a time.
+
+Waiting, scheduled and parked events are no matter of age, and never deleted here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from django.db.models import Manager
+
+from domain_event_broker.django.database import to_field
+from domain_event_broker.django.models import ArchivedEvent, InboxEntry
+
+#: Rows that one statement deletes: few enough that nobody waits for its locks.
+BATCH = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Purged:
+    """Rows that went, in one batch: of sent events, or of the memory of handlers."""
+
+    table: str
+    rows: int
+
+
+def purge(
+    alias: str, archive_days: float | None, inbox_days: float | None, batch: int = BATCH
+) -> Iterator[Purged]:
+    """Delete old rows in batches, each a transaction of its own, and tell after each.
+
+    :param alias: database of the outbox.
+    :param archive_days: age of sent events to delete; ``None``: leave them.
+    :param inbox_days: age of handled events to forget; ``None``: leave them. An event that is
+        delivered again after it was forgotten is handled again.
+    :param batch: most rows of one statement.
+    """
+    for table, old in _old_rows(alias, archive_days, inbox_days):
+        while rows := _delete(old, batch):
+            yield Purged(table, rows)
+
+
+def count_old(alias: str, archive_days: float | None, inbox_days: float | None) -> list[Purged]:
+    """Return what :func:`purge` would delete now, changing nothing."""
+    return [Purged(table, old.count()) for table, old in _old_rows(alias, archive_days, inbox_days)]
+
+
+def _old_rows(alias: str, archive_days: float | None, inbox_days: float | None) -> list[tuple[str, Any]]:
+    tables: list[tuple[str, Manager[Any], str, float | None]] = [
+        ("archive", ArchivedEvent._default_manager, "published_at", archive_days),
+        ("inbox", InboxEntry._default_manager, "handled_at", inbox_days),
+    ]
+    return [
+        (name, manager.using(alias).filter(**{f"{column}__lt": _ago(days)}).order_by(column))
+        for name, manager, column, days in tables
+        if days is not None
+    ]
+
+
+def _ago(days: float) -> datetime:
+    return to_field(datetime.now(timezone.utc) - timedelta(days=days))
+
+
+def _delete(old: Any, batch: int) -> int:
+    # In two statements: MySQL can't limit a subquery of DELETE.
+    ids = list(old.values_list("pk", flat=True)[:batch])
+    deleted: int = (
+        old.model._default_manager.using(old.db).filter(pk__in=ids)._raw_delete(old.db) if ids else 0
+    )
+    return deleted
