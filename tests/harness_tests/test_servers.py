@@ -34,7 +34,7 @@ class Broker:
         with pika.BlockingConnection(pika.URLParameters(server.url())) as connection:
             connection.channel().queue_declare("notes", durable=True)
         # RabbitMQ 3.10, killed right after it came up for the first time, forgets a queue declared since
-        # then, once in about fifty times, with the confirmed messages in it. An orderly restart writes it down.
+        # then, once in about fifty times, with the confirmed messages in it. A restart prevents that.
         server.restart()
         with pika.BlockingConnection(pika.URLParameters(server.url())) as connection:
             channel = connection.channel()
