@@ -48,7 +48,8 @@ class Journey:
         line: list[Segment] = [(f"  {self.number:<8}", "name"), (f"{self.what:<24}", ""), ("placed", "good")]
         line += [(" → ", "dim"), ("sent", "good" if "order.placed" in self.sent else "dim")]
         for handler, verb in ((CHARGE, "charge"), (SHIP, "ship")):
-            line += [(" → ", "dim"), *self._stage(handler, verb)]
+            if handler in self.outcomes or not self.end():
+                line += [(" → ", "dim"), *self._stage(handler, verb)]
         return [*line, *self._verdict()]
 
     def _stage(self, handler: str, verb: str) -> list[Segment]:

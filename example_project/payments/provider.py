@@ -36,7 +36,7 @@ def charge(order_number: str, amount_cents: int, idempotency_key: str, attempt: 
         raise ProviderUnavailable("the payment provider is down")
     if attempt <= troubles(order_number):
         raise ProviderUnavailable(f"the payment provider timed out at try {attempt}")
-    if _dice(order_number, "card") < 0.06:
+    if refuses(order_number):
         raise CardDeclined("the card has expired")
     return "ch_" + hashlib.sha256(f"{idempotency_key}:{amount_cents}".encode()).hexdigest()[:16]
 
@@ -45,6 +45,11 @@ def troubles(order_number: str) -> int:
     """Return how often charging this order fails before the provider has an answer: 0 to 2 times."""
     thrown = _dice(order_number, "line")
     return 2 if thrown < 0.08 else 1 if thrown < 0.25 else 0
+
+
+def refuses(order_number: str) -> bool:
+    """Tell whether the customer's card is declined, once the provider has an answer."""
+    return _dice(order_number, "card") < 0.06
 
 
 def _dice(order_number: str, what: str) -> float:
