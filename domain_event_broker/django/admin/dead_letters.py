@@ -90,11 +90,13 @@ class Page:
 class Outcome:
     """What an action did.
 
-    :param decided: names of the letters that it was done to; where there is a problem, the last
-        of them may still be where they were.
+    :param decided: names of the letters that it was decided for. Some of them may be where they
+        were, or gone already: after a problem, or if somebody else was faster.
+    :param done: how many letters it was done to, as far as is known.
     """
 
     decided: list[str] = field(default_factory=list)
+    done: int = 0
     problem: str = ""
 
 
@@ -155,7 +157,8 @@ def act(queue: str, decision: Decision, keys: Collection[str] | None) -> Outcome
         return decision
 
     limit = REPLAYED_AT_ONCE if keys is None else LOOKED_THROUGH
-    _, outcome.problem = _ask(queue, lambda letters: letters.sift(decide, limit))
+    report, outcome.problem = _ask(queue, lambda letters: letters.sift(decide, limit))
+    outcome.done = report.replayed + report.discarded if report else 0
     return outcome
 
 

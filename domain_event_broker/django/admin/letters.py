@@ -137,15 +137,14 @@ class DeadLetterAdmin(ReadOnlyAdmin):
         note = f" The broker failed meanwhile: {outcome.problem}" if outcome.problem else ""
         entries = [(queue, display.printable(name)) for name in outcome.decided]
         audit.record(request, self.model, entries, flag, f"{done.capitalize()} in the admin.{note}")
-        count = len(outcome.decided)
         if outcome.problem:
-            text = f"{outcome.problem}. Up to {count:,} letters were {done}; those still listed were not."
-            self.message_user(request, text, messages.ERROR)
-        elif not count:
+            maybe = f" Up to {len(outcome.decided):,} letters were {done}." if outcome.decided else ""
+            self.message_user(request, f"{outcome.problem}{maybe}", messages.ERROR)
+        elif not outcome.done:
             self.message_user(request, "None of these letters is there any more.", messages.WARNING)
         else:
-            noun = "letter was" if count == 1 else "letters were"
-            self.message_user(request, f"{count:,} {noun} {done}.", messages.SUCCESS)
+            noun = "letter was" if outcome.done == 1 else "letters were"
+            self.message_user(request, f"{outcome.done:,} {noun} {done}.", messages.SUCCESS)
 
     def _page(self, request: HttpRequest, template: str, context: dict[str, Any]) -> HttpResponse:
         common = {

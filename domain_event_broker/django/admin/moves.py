@@ -8,15 +8,17 @@ meanwhile, is left out; the number returned is that of the rows which were moved
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
-from django.db import connections, transaction
+from django.db import Error, connections, transaction
 from django.db.models import QuerySet
 from django.utils import timezone
 
 from domain_event_broker.django import wakeups
+from domain_event_broker.django.database import unavailable
 from domain_event_broker.django.models import ArchivedEvent, HeldEvent, OutboxEvent, StoredEvent
 from domain_event_broker.errors import OutboxUnavailable
 
@@ -77,7 +79,7 @@ def _in_batches(chosen: QuerySet[Event], move: Callable[[Sequence[Event]], None]
     can_skip = connections[chosen.db].features.has_select_for_update_skip_locked
     done, last = 0, 0
     while done < ACTION_LIMIT:
-        with transaction.atomic(using=chosen.db):
+        with _writing(chosen):
             batch = oldest_first.filter(pk__gt=last)[: min(BATCH, ACTION_LIMIT - done)]
             rows = list(batch.select_for_update(skip_locked=can_skip))
             if not rows:
@@ -86,6 +88,22 @@ def _in_batches(chosen: QuerySet[Event], move: Callable[[Sequence[Event]], None]
             witness(rows)
         done, last = done + len(rows), rows[-1].pk
     return done
+
+
+@contextmanager
+def _writing(chosen: QuerySet[Any]) -> Iterator[None]:
+    """Make what is done inside one transaction.
+
+    SQLite gets its write lock at once: a transaction that began by reading could not wait for it
+    (https://www.sqlite.org/lang_transaction.html).
+    """
+    try:
+        with transaction.atomic(using=chosen.db):
+            if connections[chosen.db].vendor == "sqlite":
+                chosen.model._default_manager.using(chosen.db).filter(pk=-1).update(bucket=0)
+            yield
+    except Error as error:
+        raise unavailable(chosen.db, error) from error
 
 
 def _waiting(row: StoredEvent, created_at: Any, place: int | None = None) -> OutboxEvent:

@@ -103,7 +103,9 @@ class TestEveryHome:
         for _ in range(4):
             store()
         monkeypatch.setattr(paging, "COUNT_LIMIT", 3)
-        with CaptureQueriesContext(connection, ) as captured:
+        with CaptureQueriesContext(
+            connection,
+        ) as captured:
             response = admin.get(url(model))
         counts = [query["sql"] for query in captured if "COUNT(" in query["sql"].upper()]
         assert counts
@@ -129,7 +131,9 @@ class TestEveryHome:
         store()
         with CaptureQueriesContext(connection) as captured:
             admin.get(url(model), {"o": "2"})
-        events = [query["sql"] for query in captured if "ORDER BY" in query["sql"] and "event_id" in query["sql"]]
+        events = [
+            query["sql"] for query in captured if "ORDER BY" in query["sql"] and "event_id" in query["sql"]
+        ]
         assert events
         for sql in events:
             assert sql.partition("ORDER BY")[2].split()[0].endswith('"id"')
@@ -196,7 +200,11 @@ def test_sent_events_can_be_filtered_by_routing_and_time(admin: Client) -> None:
 
 def test_the_lists_work_without_time_zones(admin: Client, settings: Any) -> None:
     settings.USE_TZ = False
-    for model, store in (("outboxevent", stage.waiting), ("heldevent", stage.held), ("archivedevent", stage.sent)):
+    for model, store in (
+        ("outboxevent", stage.waiting),
+        ("heldevent", stage.held),
+        ("archivedevent", stage.sent),
+    ):
         event = store()
         assert admin.get(url(model)).status_code == 200
         assert admin.get(url(model, "change", event.pk)).status_code == 200
