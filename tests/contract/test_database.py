@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,10 +20,10 @@ from domain_event_broker.django.transport import DatabaseTransport
 from domain_event_broker.django.transport_models import DeadDelivery, QueuedDelivery, TransportQueue
 from domain_event_broker.errors import BrokerUnavailable, ConfigurationError, UnsupportedOption
 from domain_event_broker.events import Message
-from domain_event_broker.ports import Action, Decision, Settlement, SiftReport, Stored
+from domain_event_broker.ports import Action, Decision, Settlement, SiftReport, Stored, Subscription
 from domain_event_broker.testing import TransportContract
 from domain_event_broker.transports import open_transport
-from tests.contract.databases import database_alias, mariadb_settings, postgres_settings, sqlite_settings
+from tests.djangoapp.databases import database, sqlite_file
 from tests.harness.waiting import wait_until
 
 RECEIVER = Path(__file__).with_name("receiver.py")
@@ -36,23 +38,20 @@ def _database_access(django_db_blocker):
 
 @pytest.fixture(scope="module")
 def sqlite(tmp_path_factory):
-    settings = sqlite_settings(tmp_path_factory.mktemp("sqlite"))
-    with database_alias("contract-sqlite", settings) as alias:
+    with database("contract-sqlite", sqlite_file(tmp_path_factory.mktemp("sqlite"), "broker")) as alias:
         yield alias
 
 
 @pytest.fixture(scope="module")
 def postgres(postgres_server):
-    postgres_server.create_database("contract")
-    with database_alias("contract-postgres", postgres_settings(postgres_server, "contract")) as alias:
+    with database("contract-postgres", postgres_server.create_database("contract")) as alias:
         yield alias
     postgres_server.drop_database("contract")
 
 
 @pytest.fixture(scope="module")
 def mariadb(mariadb_server):
-    mariadb_server.create_database("contract")
-    with database_alias("contract-mariadb", mariadb_settings(mariadb_server, "contract")) as alias:
+    with database("contract-mariadb", mariadb_server.create_database("contract")) as alias:
         yield alias
     mariadb_server.drop_database("contract")
 
@@ -298,19 +297,71 @@ def test_an_unknown_database_is_named_with_those_that_exist() -> None:
 
 def test_missing_tables_are_told_with_the_command_that_makes_them(tmp_path) -> None:
     with (
-        database_alias("contract-bare", sqlite_settings(tmp_path), migrate=False) as alias,
+        database("contract-bare", sqlite_file(tmp_path, "bare"), migrate=False) as alias,
         pytest.raises(ConfigurationError, match=f"manage.py migrate --database {alias}"),
     ):
         connect(alias)
 
 
 def test_a_database_that_does_not_answer_is_an_unavailable_broker() -> None:
-    settings = {"ENGINE": "django.db.backends.postgresql", "NAME": "x", "HOST": "127.0.0.1", "PORT": "1"}
     with (
-        database_alias("contract-away", settings, migrate=False) as alias,
+        database("contract-away", "postgresql://nobody@127.0.0.1:1/nothing", migrate=False) as alias,
         pytest.raises(BrokerUnavailable, match="'contract-away' cannot be used now"),
     ):
         connect(alias)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "who", "kill"),
+    [
+        ("postgres", "SELECT pg_backend_pid()", "SELECT pg_terminate_backend(%s)"),
+        ("mariadb", "SELECT connection_id()", "KILL %s"),
+    ],
+)
+def test_a_lost_connection_is_told_and_a_new_one_goes_on(request, fresh_name, vendor, who, kill) -> None:
+    alias = request.getfixturevalue(vendor)
+    handler = Subscription(fresh_name("queue"), (fresh_name("word"),))
+    transport = connect(alias)
+    transport.subscribe(handler)
+    transport.publish([Message(handler.binding_keys[0], b"{}", "id-1")])
+    (held,) = transport.receive(1, 5)
+    with connections[alias].cursor() as cursor:
+        cursor.execute(who)
+        (number,) = cursor.fetchone()
+    killer = connections[alias].copy()
+    with killer.cursor() as cursor:
+        cursor.execute(kill, [number])
+    killer.close()
+    with pytest.raises(BrokerUnavailable, match="cannot be used now"):
+        transport.settle([Settlement(held, Action.ACK)])
+    QueuedDelivery.objects.using(alias).filter(queue__name=handler.name).update(due_at=1)
+    transport.close()
+    again = connect(alias)
+    again.subscribe(handler)
+    assert again.receive(1, 5)[0].crashes == 1
+    again.close()
+    QueuedDelivery.objects.using(alias).filter(queue__name=handler.name).delete()
+
+
+def test_a_sqlite_database_locked_by_another_program_is_waited_for(tmp_path, fresh_name) -> None:
+    path = sqlite_file(tmp_path, "locked")
+    with database("contract-locked", path) as alias:
+        # SQLite itself gives up at once: what waits is the transport.
+        connections.settings[alias]["OPTIONS"] = {"timeout": 0}
+        connections[alias].close()
+        transport = connect(alias)
+        handler = Subscription(fresh_name("queue"), ("order.*",))
+        other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        other.execute("BEGIN EXCLUSIVE")
+        release = threading.Timer(0.3, other.execute, ["COMMIT"])
+        release.start()
+        began = time.monotonic()
+        transport.subscribe(handler)
+        assert time.monotonic() - began > 0.2
+        release.join()
+        other.close()
+        assert transport.publish([Message("order.placed", b"{}", "id-1")])[0].stored is Stored.STORED
+        transport.close()
 
 
 def test_only_topic_exchanges_and_one_url_are_served() -> None:
