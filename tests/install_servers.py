@@ -1,4 +1,4 @@
-"""Install the servers that the tests start privately: RabbitMQ, PostgreSQL, MariaDB, Redis.
+"""Install what the tests start privately: RabbitMQ, PostgreSQL, MariaDB, Redis, and the browser Chromium.
 
     python3 -m tests.install_servers            # install those that are missing
     python3 -m tests.install_servers --list     # only say what is there
@@ -44,7 +44,9 @@ def report() -> list[ServerSoftware]:
     for software in binaries.ALL:
         path = software.find()
         print(f"  {software.name:<11} {path or 'missing: package ' + software.package}", flush=True)
-        if path is None:
+        if path is None and binaries.is_snap_only(software):
+            print(f"  {'':<11} (optional here: snap install {software.package})", flush=True)
+        elif path is None:
             missing.append(software)
     return missing
 

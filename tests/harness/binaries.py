@@ -101,4 +101,20 @@ REDIS = ServerSoftware(
     variable="TEST_REDIS_BIN",
 )
 
-ALL = (RABBITMQ, POSTGRESQL, MARIADB, REDIS)
+# No server, but found and installed like one.
+CHROMIUM = ServerSoftware(
+    name="Chromium",
+    program="chromium",
+    folders=("/usr/bin", "/snap/bin"),
+    package="chromium",
+    services=(),
+    variable="TEST_CHROMIUM_BIN",
+)
+
+ALL = (RABBITMQ, POSTGRESQL, MARIADB, REDIS, CHROMIUM)
+
+
+def is_snap_only(software: ServerSoftware) -> bool:
+    """Tell whether this system has the software as a snap and not as a package, as Ubuntu has Chromium."""
+    release = Path("/etc/os-release")
+    return software is CHROMIUM and release.exists() and "ID=ubuntu" in release.read_text().splitlines()

@@ -124,9 +124,13 @@ def look(queue: str) -> Page:
     """Return the oldest ``SHOWN`` letters of the handler ``queue``; nothing is changed."""
     found: list[LetterView] = []
 
+    def decide(letter: DeadLetter) -> Decision:
+        found.append(LetterView.of(letter))
+        return Decision.LEAVE
+
     def ask(letters: DeadLetters) -> int:
         count = letters.count()
-        letters.sift(lambda letter: found.append(LetterView.of(letter)) or Decision.LEAVE, SHOWN)
+        letters.sift(decide, SHOWN)
         return count
 
     count, problem = _ask(queue, ask)
@@ -186,8 +190,14 @@ def _impatient(url: str) -> str:
 
 def _printable(failure: Failure) -> Failure:
     """A broker may hold what another program wrote: text that no page can."""
-    texts = ("reason", "error_type", "message", "traceback", "host")
-    return replace(failure, **{name: display.printable(getattr(failure, name)) for name in texts})
+    return replace(
+        failure,
+        reason=display.printable(failure.reason),
+        error_type=display.printable(failure.error_type),
+        message=display.printable(failure.message),
+        traceback=display.printable(failure.traceback),
+        host=display.printable(failure.host),
+    )
 
 
 def _moment(unix: float) -> datetime | None:

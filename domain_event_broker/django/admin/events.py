@@ -25,7 +25,7 @@ _LISTED = 20
 
 Move = Callable[[QuerySet[Any], moves.Witness], int]
 
-_EVENT = ("Event", {"fields": ("routing_key", "shown_id", "key", "payload", "shown_headers")})
+_EVENT: Any = ("Event", {"fields": ("routing_key", "shown_id", "key", "payload", "shown_headers")})
 
 
 @admin.register(OutboxEvent)

@@ -39,7 +39,7 @@ class CappedPaginator(Paginator):  # type: ignore[type-arg]
 class EventChangeList(ChangeList):
     """A list in the order of primary keys, whatever the address asks for, without the big columns."""
 
-    def get_ordering(self, request: HttpRequest, queryset: QuerySet[Any]) -> list[str]:
+    def get_ordering(self, request: HttpRequest, queryset: QuerySet[Any]) -> list[Any]:
         """Return the order of the model admin: a sort by another column would read the whole table."""
         return list(self.model_admin.get_ordering(request))
 

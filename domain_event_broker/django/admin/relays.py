@@ -34,7 +34,8 @@ class RelayHeartbeatAdmin(ReadOnlyAdmin):
         owned = RelayLease.objects.filter(owner=OuterRef("pk"), lease_until__gt=time.time())
         counts = owned.order_by().values("owner").annotate(n=Count("bucket")).values("n")
         count = Coalesce(Subquery(counts, output_field=IntegerField()), 0)
-        return super().get_queryset(request).annotate(bucket_count=count)
+        relays: QuerySet[Any] = super().get_queryset(request).annotate(bucket_count=count)
+        return relays
 
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
