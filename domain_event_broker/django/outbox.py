@@ -73,7 +73,7 @@ class DjangoOutbox:
         return sync_to_async(call, thread_sensitive=True)
 
 
-def _future(deliver_at: datetime | None) -> datetime | None:
+def _future(deliver_at: object) -> datetime | None:
     """Return ``deliver_at`` if it is yet to come."""
     if deliver_at is None:
         return None
@@ -103,7 +103,6 @@ def _open_transaction() -> str | None:
 
 def _write(alias: str, messages: Sequence[Message], due: datetime | None) -> None:
     connection = connections[alias]
-    in_transaction = connection.in_atomic_block or not connection.get_autocommit()
     try:
         # After an error the transaction must not commit without its events, not even if the
         # caller swallows the exception.
@@ -112,7 +111,7 @@ def _write(alias: str, messages: Sequence[Message], due: datetime | None) -> Non
     except Error as error:
         if is_missing_table(error):
             raise not_migrated(alias) from error
-        if in_transaction:
+        if connection.in_atomic_block or (connection.connection is not None and not connection.autocommit):
             raise
         raise unavailable(alias, error) from error
     if due is None:

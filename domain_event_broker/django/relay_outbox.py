@@ -171,10 +171,10 @@ class DjangoRelayOutbox:
         self._epochs = {}
         try:
             self._leases.leave()
+            self._recover()
         except Exception as error:
             # The lease ends by itself, a little later.
             logger.warning("could not give the lease back: %s", " ".join(str(error).split()))
-        self._recover()
 
     @property
     def _connection(self) -> BaseDatabaseWrapper:

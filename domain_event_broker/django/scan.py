@@ -87,10 +87,10 @@ class ScanBound:
         :param next_transaction: number that the next new one gets.
         """
         self._look_at = self._clock() + LOOK_SECONDS
-        if self._candidate is None:
-            self._candidate = _Candidate(self._reached_at_last_look, next_transaction)
-        elif oldest_running >= self._candidate.next_transaction:
+        if self._candidate is not None and oldest_running >= self._candidate.next_transaction:
             self._confirmed, self._candidate = self._candidate.row_id, None
+        if self._candidate is None and self._reached_at_last_look > max(self._low, self._confirmed):
+            self._candidate = _Candidate(self._reached_at_last_look, next_transaction)
         self._reached_at_last_look = self._reached
 
     def _lowest_unsettled(self) -> int:

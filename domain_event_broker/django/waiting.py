@@ -83,7 +83,7 @@ class Listener:
     """
 
     def __init__(self, alias: str) -> None:
-        self._wrapper = _copy(connections[alias])
+        self._wrapper: Any = _copy(connections[alias])
         with self._wrapper.cursor() as cursor:
             cursor.execute(f"LISTEN {CHANNEL}")
         self._libpq: Any = self._wrapper.connection.pgconn
@@ -228,7 +228,7 @@ class Waiter:
             listener.close()
 
 
-def _can_listen(connection: BaseDatabaseWrapper) -> bool:
+def _can_listen(connection: Any) -> bool:
     """Tell whether this is PostgreSQL by way of psycopg 3; with psycopg2 a relay polls."""
     return connection.vendor == "postgresql" and connection.Database.__name__ == "psycopg"
 

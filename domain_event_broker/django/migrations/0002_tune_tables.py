@@ -90,6 +90,6 @@ class Migration(migrations.Migration):
     dependencies = [("domain_event_broker", "0001_initial")]
 
     operations = [
-        migrations.RunPython(tune, migrations.RunPython.noop, elidable=False),
-        migrations.RunPython(free_leases, migrations.RunPython.noop, elidable=False),
+        migrations.RunPython(tune, migrations.RunPython.noop, atomic=False),
+        migrations.RunPython(free_leases, migrations.RunPython.noop),
     ]
