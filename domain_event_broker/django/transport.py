@@ -196,7 +196,8 @@ class DatabaseTransport:
     def _publish(
         self, queues: Sequence[tuple[int, tuple[str, ...]]], messages: Sequence[Message]
     ) -> list[PublishOutcome]:
-        copies = [_copies(queues, message) for message in messages]
+        limit = self._session.run(lambda: self._session.max_event_bytes)
+        copies = [_copies(queues, message, limit) for message in messages]
         rows = list(itertools.chain.from_iterable(copies))
         self._session.run(lambda: self._insert(rows))
         return [PublishOutcome(Stored.STORED if each else Stored.UNROUTABLE) for each in copies]
@@ -346,10 +347,20 @@ def _bindings(text: str) -> dict[str, tuple[str, ...]]:
     return {exchange: tuple(keys) for exchange, keys in json.loads(text).items()}
 
 
-def _copies(queues: Sequence[tuple[int, tuple[str, ...]]], message: Message) -> list[QueuedDelivery]:
-    """Return a row for each queue that is bound for ``message``."""
+def _copies(
+    queues: Sequence[tuple[int, tuple[str, ...]]], message: Message, max_bytes: float
+) -> list[QueuedDelivery]:
+    """Return a row for each queue that is bound for ``message``.
+
+    :raises ValueError: the database could not take it.
+    """
     bound = [queue_id for queue_id, keys in queues if any(matches(key, message.routing_key) for key in keys)]
-    headers = write_headers(message.headers) if bound else ""
+    headers = write_headers(message.headers)
+    size = len(message.body) + len(headers)
+    if bound and size > max_bytes:
+        raise ValueError(
+            f"it is {size} bytes long; this database takes {max_bytes:.0f} (raise its max_allowed_packet)"
+        )
     return [
         QueuedDelivery(
             queue_id=queue_id,

@@ -29,8 +29,9 @@ _TABLE = QueuedDelivery._meta.db_table
 
 #: One statement, so that idle polling costs one round trip. Retries that are due come before
 #: events that wait, or a queue that never empties would keep them for ever. The inner LIMITs
-#: walk the index (queue, due_at, id) and stop; FOR UPDATE does not mix with UNION, hence the
-#: sub-selects (https://www.postgresql.org/docs/current/sql-select.html#SQL-FOR-UPDATE-SHARE).
+#: walk the index (queue, due_at, id) and stop; the order by due_at, though it is 0 for all that
+#: wait, keeps the planner from walking the primary key instead, past the rows of all other
+#: queues. FOR UPDATE does not mix with UNION, hence the sub-selects (https://www.postgresql.org/docs/current/sql-select.html#SQL-FOR-UPDATE-SHARE).
 _CLAIM = f"""
     WITH wanted AS MATERIALIZED (
         SELECT picked.id
@@ -44,8 +45,8 @@ _CLAIM = f"""
             UNION ALL
             SELECT id FROM (
                 SELECT id FROM {_TABLE}
-                WHERE queue_id = room.queue_id AND due_at = 0
-                ORDER BY id LIMIT room.size FOR UPDATE SKIP LOCKED
+                WHERE queue_id = room.queue_id AND due_at <= 0
+                ORDER BY due_at, id LIMIT room.size FOR UPDATE SKIP LOCKED
             ) AS waiting
             LIMIT room.size
         ) AS picked
@@ -180,10 +181,10 @@ class DeliveryRows:
         """Read up to ``room`` rows, those whose time has come before those that wait."""
         can_skip = self._session.connection.features.has_select_for_update_skip_locked
         rows = self._rows().filter(queue_id=queue_id).select_for_update(skip_locked=can_skip)
-        due = rows.filter(due_at__gt=0, due_at__lte=now).order_by("due_at", "id")
-        picked = list(due[:room])
+        rows = rows.order_by("due_at", "id")  # the order of the index, also where due_at is 0
+        picked = list(rows.filter(due_at__gt=0, due_at__lte=now)[:room])
         if len(picked) < room:
-            picked += rows.filter(due_at=0).order_by("id")[: room - len(picked)]
+            picked += rows.filter(due_at__lte=0)[: room - len(picked)]
         return picked
 
     def _lock(self, ids: Sequence[int], until: int) -> None:

@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TypeVar
 
 from django.db import DataError, Error, IntegrityError, connections, transaction
@@ -24,6 +25,9 @@ CONFLICT_SECONDS = 30.0
 CONFLICT_PAUSE = 0.05
 #: Seconds after which the clock of the database is read again.
 CLOCK_SECONDS = 60.0
+
+#: Bytes left over for what a failure adds to the headers of a dead letter.
+FAILURE_BYTES = 512 * 1024
 
 #: Serialization failure, deadlock, lock not available
 #: (https://www.postgresql.org/docs/current/errcodes-appendix.html).
@@ -118,6 +122,20 @@ class Session:
             self._ahead = unix_time(self.connection) - time.monotonic()
             self._clock_read = time.monotonic()
         return math.ceil((self._ahead + time.monotonic()) * 1000)
+
+    @cached_property
+    def max_event_bytes(self) -> float:
+        """Return how large an event may be, headers included.
+
+        MySQL takes no statement longer than ``max_allowed_packet``, and drops the connection
+        on one: it would look like a database that is away. Drivers write a byte as two
+        (https://mariadb.com/kb/en/server-system-variables/#max_allowed_packet).
+        """
+        if self.vendor != "mysql":
+            return math.inf
+        with self.connection.cursor() as cursor:
+            cursor.execute("SELECT @@max_allowed_packet")
+            return int(cursor.fetchone()[0]) // 2 - FAILURE_BYTES
 
     def close(self) -> None:
         """Close the connection, if nobody had opened it before us."""

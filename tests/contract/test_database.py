@@ -20,6 +20,7 @@ from domain_event_broker.django.transport import DatabaseTransport
 from domain_event_broker.django.transport_models import DeadDelivery, QueuedDelivery, TransportQueue
 from domain_event_broker.errors import BrokerUnavailable, ConfigurationError, UnsupportedOption
 from domain_event_broker.events import Message
+from domain_event_broker.failures import MAX_TRACEBACK, Failure
 from domain_event_broker.ports import Action, Decision, Settlement, SiftReport, Stored, Subscription
 from domain_event_broker.testing import TransportContract
 from domain_event_broker.transports import open_transport
@@ -341,6 +342,27 @@ def test_a_lost_connection_is_told_and_a_new_one_goes_on(request, fresh_name, ve
     assert again.receive(1, 5)[0].crashes == 1
     again.close()
     QueuedDelivery.objects.using(alias).filter(queue__name=handler.name).delete()
+
+
+def test_an_event_larger_than_the_packets_of_the_server_is_refused(mariadb, fresh_name) -> None:
+    transport = connect(mariadb)
+    handler = Subscription(fresh_name("queue"), ("order.*",))
+    transport.subscribe(handler)
+    with connections[mariadb].cursor() as cursor:
+        cursor.execute("SELECT @@max_allowed_packet")
+        (packet,) = cursor.fetchone()
+    sizes = (packet // 2 - 600_000, packet // 2, packet + 1)
+    outcomes = transport.publish([Message("order.placed", b"\x00" * size, "id") for size in sizes])
+    assert [each.stored for each in outcomes] == [Stored.STORED, Stored.REFUSED, Stored.REFUSED]
+    assert "max_allowed_packet" in outcomes[1].reason
+    (delivery,) = transport.receive(1, 10)
+    assert len(delivery.body) == sizes[0]
+    failure = Failure("error", traceback="注" * MAX_TRACEBACK)
+    transport.settle([Settlement(delivery, Action.DEAD, failure=failure)])
+    letters = transport.dead_letters(handler.name)
+    assert letters.sift(lambda letter: Decision.DISCARD).discarded == 1
+    transport.close()
+    TransportQueue.objects.using(mariadb).filter(name=handler.name).delete()
 
 
 def test_a_sqlite_database_locked_by_another_program_is_waited_for(tmp_path, fresh_name) -> None:

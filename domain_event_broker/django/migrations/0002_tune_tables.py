@@ -23,6 +23,7 @@ HOT_STORAGE = """
 #: updates in place (https://www.postgresql.org/docs/current/storage-hot.html).
 POSTGRESQL = {
     "domain_event_broker_outbox": HOT_STORAGE,
+    "domain_event_broker_delivery": HOT_STORAGE,
     "domain_event_broker_lease": "fillfactor = 50",
     "domain_event_broker_relay": "fillfactor = 50",
 }
