@@ -102,6 +102,7 @@ class Relay:
     def stop(self) -> None:
         """Let the relay finish the batch at hand and return. Safe from any thread or signal handler."""
         self._stopping.set()
+        self._outbox.wake()
 
     def run(self) -> None:
         """Move events until :meth:`stop` is called, whatever broker and database do meanwhile.
