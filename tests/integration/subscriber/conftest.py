@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from domain_event_broker.ports import DeadLetter, Inbox, QueueStats, Stored
 from domain_event_broker.replay import LetterFilter, browse
 from domain_event_broker.subscriber import Consumer, subscription_of
 from domain_event_broker.transports import open_transport
+from domain_event_broker.transports.rabbitmq import topology
 from tests.harness.waiting import wait_until
 
 
@@ -101,14 +102,16 @@ class Bench:
 
 
 @pytest.fixture(params=["memory", "rabbitmq"])
-def bench(request: pytest.FixtureRequest, fresh_name: Callable[[str], str]) -> Iterator[Bench]:
+def bench(
+    request: pytest.FixtureRequest, fresh_name: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> Bench:
     """Each test runs on the memory transport, and on RabbitMQ."""
-    with ExitStack() as stack:
-        if request.param == "memory":
-            url = f"memory://{fresh_name('broker')}"
-        else:
-            url = request.getfixturevalue("rabbitmq_server").url()
-        settings = config.parse(url)
-        assert settings is not None
-        yield Bench(settings, fresh_name)
-        stack.close()
+    if request.param == "memory":
+        url = f"memory://{fresh_name('broker')}"
+    else:
+        url = request.getfixturevalue("rabbitmq_server").url()
+        # No broker is killed here, so that new queues need no time to settle on its disk.
+        monkeypatch.setattr(topology, "SETTLE_SECONDS", 0)
+    settings = config.parse(url)
+    assert settings is not None
+    return Bench(settings, fresh_name)

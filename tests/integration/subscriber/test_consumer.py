@@ -167,10 +167,12 @@ def test_a_slow_handler_does_not_hold_up_another(bench: Bench) -> None:
 
 def test_concurrency_lets_a_handler_work_on_several_events_at_once(bench: Bench) -> None:
     meeting = threading.Barrier(4)
-    handler = bench.handler(lambda event: meeting.wait(30), concurrency=4)
+    met: list[int] = []
+    handler = bench.handler(lambda event: met.append(meeting.wait(30)), concurrency=4)
     bench.publish(handler, 1, 2, 3, 4)
     with bench.consuming(handler):
-        bench.wait_until_empty(handler)
+        wait_until(lambda: len(met) == 4, 40, lambda: f"4 met: {met}")
+    bench.wait_until_empty(handler)
     assert bench.stats(handler).dead == 0
 
 

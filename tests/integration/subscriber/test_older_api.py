@@ -18,15 +18,18 @@ from domain_event_broker import (
     publisher,
     replay_all,
     replay_event,
+    subscriber,
 )
+from domain_event_broker.execution import DirectInbox
 from tests.harness.waiting import wait_until
 from tests.integration.subscriber.conftest import Bench
 
 
 @pytest.fixture(autouse=True)
-def _no_outbox(monkeypatch: pytest.MonkeyPatch) -> object:
-    """Publish as a program without Django does."""
+def _no_django(monkeypatch: pytest.MonkeyPatch) -> object:
+    """Publish and subscribe as a program without Django does."""
     monkeypatch.setattr(publisher, "_outbox", None)
+    monkeypatch.setattr(subscriber, "_inbox", DirectInbox())
     yield None
     publisher.close_connections()
 
@@ -43,23 +46,23 @@ def name(bench: Bench) -> str:
 
 def test_an_event_published_after_register_is_handled(url: str, name: str) -> None:
     seen: list[DomainEvent] = []
-    subscriber = Subscriber(url)
-    subscriber.register(seen.append, name, [f"{name}.*"])
+    printer = Subscriber(url)
+    printer.register(seen.append, name, [f"{name}.*"])
     event = publish_domain_event(f"{name}.registered", {"user_id": 7}, "u-7", connection_settings=url)
-    subscriber.start_consuming(timeout=1.0)
+    printer.start_consuming(timeout=1.0)
     assert seen == [event]
     assert (event.domain_object_id, event.retries) == ("u-7", 0)
 
 
 def test_stop_consuming_ends_start_consuming_from_another_thread(url: str, name: str) -> None:
     seen: list[DomainEvent] = []
-    subscriber = Subscriber(url)
-    subscriber.register(seen.append, name, (name,))
-    thread = threading.Thread(target=subscriber.start_consuming)
+    printer = Subscriber(url)
+    printer.register(seen.append, name, (name,))
+    thread = threading.Thread(target=printer.start_consuming)
     thread.start()
     publish_domain_event(name, {}, connection_settings=url)
     wait_until(lambda: seen, 30, "a call")
-    subscriber.stop_consuming()
+    printer.stop_consuming()
     thread.join(30)
     assert not thread.is_alive()
 
@@ -77,12 +80,12 @@ def test_handlers_of_one_subscriber_never_run_beside_each_other(url: str, name: 
         inside.release()
         count.append(1)
 
-    subscriber = Subscriber(url)
-    subscriber.register(call, f"{name}-one", (name,))
-    subscriber.register(call, f"{name}-two", (name,))
+    printer = Subscriber(url)
+    printer.register(call, f"{name}-one", (name,))
+    printer.register(call, f"{name}-two", (name,))
     for _ in range(20):
         publish_domain_event(name, {}, connection_settings=url)
-    subscriber.start_consuming(timeout=2.0)
+    printer.start_consuming(timeout=2.0)
     assert not overlaps
     assert len(count) == 40
 
@@ -94,10 +97,10 @@ def test_retry_gives_the_handler_the_event_again_and_counts(url: str, name: str)
         retries.append(event.retries)
         raise Retry(0.05)
 
-    subscriber = Subscriber(url)
-    subscriber.register(call, name, (name,), max_retries=3)
+    printer = Subscriber(url)
+    printer.register(call, name, (name,), max_retries=3)
     publish_domain_event(name, {}, connection_settings=url)
-    subscriber.start_consuming(timeout=2.0)
+    printer.start_consuming(timeout=2.0)
     assert retries == [0, 1, 2, 3]
 
 
@@ -107,18 +110,18 @@ def failing(url: str, name: str, count: int, timeout: float = 1.5) -> list[str]:
     def call(event: DomainEvent) -> None:
         raise ValueError("broken")
 
-    subscriber = Subscriber(url)
-    subscriber.register(call, name, (name,))
+    printer = Subscriber(url)
+    printer.register(call, name, (name,))
     events = [publish_domain_event(name, {"n": n}, connection_settings=url) for n in range(count)]
-    subscriber.start_consuming(timeout)
+    printer.start_consuming(timeout)
     return [event.uuid_string for event in events]
 
 
 def handled(url: str, name: str) -> list[str]:
     seen: list[str] = []
-    subscriber = Subscriber(url)
-    subscriber.register(lambda event: seen.append(event.uuid_string), name, (name,))
-    subscriber.start_consuming(timeout=1.0)
+    printer = Subscriber(url)
+    printer.register(lambda event: seen.append(event.uuid_string), name, (name,))
+    printer.start_consuming(timeout=1.0)
     return seen
 
 
@@ -153,14 +156,14 @@ def test_a_callback_that_answers_nonsense_changes_nothing(url: str, name: str) -
 
 def test_a_publisher_sends_bodies_as_they_are(url: str, name: str) -> None:
     seen: list[DomainEvent] = []
-    subscriber = Subscriber(url)
-    subscriber.register(seen.append, name, (name, f"{name}.other"))
+    printer = Subscriber(url)
+    printer.register(seen.append, name, (name, f"{name}.other"))
     event = DomainEvent(name, {"n": 1})
     with Publisher(url) as sender:
         sender.publish(event.to_json().encode())
         sender.publish(event.to_json().encode(), f"{name}.other")
         sender.publish(event)
-    subscriber.start_consuming(timeout=1.0)
+    printer.start_consuming(timeout=1.0)
     assert seen == [event, event, event]
 
 
@@ -168,9 +171,9 @@ def test_none_switches_everything_off(name: str) -> None:
     seen: list[DomainEvent] = []
     assert publish_domain_event(name, {"n": 1}, connection_settings=None).data == {"n": 1}
     Publisher(None).publish(DomainEvent(name))
-    subscriber = Subscriber(None)
-    subscriber.register(seen.append, name, (name,))
-    subscriber.start_consuming(timeout=5)
+    printer = Subscriber(None)
+    printer.register(seen.append, name, (name,))
+    printer.start_consuming(timeout=5)
     assert not seen
     assert replay_all(name, connection_settings=None) == 0
     assert replay_event(name, connection_settings=None) == 0
