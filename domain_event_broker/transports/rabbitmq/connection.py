@@ -30,6 +30,8 @@ REPLY_TIMEOUT = 60.0
 #: Seconds for an orderly end; after that the socket is simply closed.
 CLOSE_TIMEOUT = 3.0
 
+_ACCESS_REFUSED = 403
+
 #: What pika raises when a connection fails.
 PIKA_ERRORS = (pika.exceptions.AMQPError, connection_workflow.AMQPConnectorException)
 
@@ -92,6 +94,7 @@ class Connection:
 
     def __init__(self, loop: Loop, urls: Sequence[str]) -> None:
         self._loop = loop
+        self._url = ""
         self._error: BaseException | None = None
         self._pika = self._connect_any(urls)
         self._pika.add_on_close_callback(self._on_close)
@@ -109,7 +112,10 @@ class Connection:
     def ensure_open(self) -> None:
         """Raise the reason if the connection is lost."""
         if not self.is_open:
-            raise self._error or pika.exceptions.ConnectionWrongStateError("the connection is closed")
+            reason = _text(self._error) if self._error is not None else "it was closed"
+            raise BrokerUnavailable(
+                f"the connection to {mask(self._url)} was lost: {reason}"
+            ) from self._error
 
     def write(self, frames: bytes) -> None:
         """Send frames that are encoded already, in one piece."""
@@ -144,7 +150,10 @@ class Connection:
         with suppress(Exception):
             if self.is_open:
                 self._pika.close()
-            self._loop.run_until(lambda: self._pika.is_closed, CLOSE_TIMEOUT)
+            if not self._loop.run_until(lambda: self._pika.is_closed, CLOSE_TIMEOUT):
+                # A silent broker would keep the socket open until the garbage is collected.
+                self._pika._terminate_stream(pika.exceptions.StreamLostError("closed by us"))
+                self._loop.run_until(lambda: self._pika.is_closed, CLOSE_TIMEOUT)
 
     def _on_close(self, _connection: object, error: BaseException) -> None:
         self._error = error
@@ -156,6 +165,7 @@ class Connection:
         for url, target in targets:
             result = self._connect(target)
             if isinstance(result, pika.SelectConnection):
+                self._url = url
                 return result
             failures.append(_connect_failure(url, result))
         raise _summary(failures)
@@ -218,7 +228,7 @@ class Channel:
 
     def close(self) -> None:
         """Close it; what it holds unacknowledged goes back to its queue. Never raises."""
-        with suppress(*PIKA_ERRORS):
+        with suppress(*PIKA_ERRORS, BrokerUnavailable):
             if self.pika.is_open and self._connection.is_open:
                 self.pika.close()
                 self._connection.run_until(lambda: self.pika.is_closed, REPLY_TIMEOUT)
@@ -244,8 +254,11 @@ def broker_errors() -> Iterator[None]:
     try:
         yield
     except pika.exceptions.ChannelClosedByBroker as error:
-        kind = AccessRefused if error.reply_code == 403 else BrokerUnavailable
-        raise kind(f"the broker refused: {error.reply_text}") from error
+        if error.reply_code == _ACCESS_REFUSED:
+            raise AccessRefused(
+                f"{error.reply_text}; grant it with 'rabbitmqctl set_permissions', or use another user"
+            ) from error
+        raise BrokerUnavailable(f"the broker refused a command: {error.reply_text}") from error
     except PIKA_ERRORS as error:
         raise BrokerUnavailable(f"the connection to the broker was lost: {_text(error)}") from error
 

@@ -11,28 +11,55 @@ point, the next run finds the helper and goes on:
 5. move the events back, and delete the helper if it is empty
 
 Each event is stored in its next queue before it leaves the last one. Those published during
-step 1 may be delivered twice.
+steps 1 and 4 may be delivered twice.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from domain_event_broker.errors import BrokerUnavailable, QueueMismatch
 from domain_event_broker.ports import Stored, Subscription
 from domain_event_broker.transports.rabbitmq import wire
 from domain_event_broker.transports.rabbitmq.connection import Channel, Connection, Fetched
 from domain_event_broker.transports.rabbitmq.publishing import Outgoing, Sender
-from domain_event_broker.transports.rabbitmq.topology import QueueSpec, Topology, layout_of, letters_name
+from domain_event_broker.transports.rabbitmq.topology import (
+    QueueSpec,
+    Topology,
+    helper_name,
+    layout_of,
+    letters_name,
+)
 
 logger = logging.getLogger(__name__)
 
 #: Events moved at once.
 BATCH = 500
 
-#: Exchange through which the older library brings retries back to the queue of a handler.
-_OLD_RETRY_EXCHANGE = "{name}-retry"
+
+@dataclass(frozen=True, slots=True)
+class _Rebuild:
+    """One queue to be rebuilt.
+
+    :param handler: name of the handler it belongs to.
+    :param keys: what it is bound with; only the handler's own queue is.
+    """
+
+    spec: QueueSpec
+    handler: str
+    keys: Sequence[str]
+
+    @property
+    def helper(self) -> QueueSpec:
+        """The queue that its events wait in."""
+        return QueueSpec(helper_name(self.spec.name), {"x-queue-type": "quorum"})
+
+    @property
+    def old_retry_exchange(self) -> str:
+        """Where retries of the older library come from, when their delay is over."""
+        return f"{self.handler}-retry"
 
 
 class Migration:
@@ -50,60 +77,68 @@ class Migration:
         self._settled = settled
 
     def run(self, wanted: Subscription) -> int:
-        """Rebuild the queues that differ from what is wanted; return how many events moved."""
+        """Rebuild the queues that differ from what is wanted; return how many events moved.
+
+        :raises QueueMismatch: one that differs has consumers. Nothing was changed.
+        """
         self._topology.declare_exchange()
-        specs = layout_of(wanted).all()
-        for spec in specs:
-            self._refuse_if_busy(spec)
-        return sum(self._rebuild(spec, wanted) for spec in specs)
+        rebuilds = [
+            _Rebuild(spec, wanted.name, wanted.binding_keys if spec.name == wanted.name else ())
+            for spec in layout_of(wanted).all()
+        ]
+        for rebuild in rebuilds:
+            self._refuse_if_busy(rebuild.spec)
+        return sum(self._rebuild(rebuild) for rebuild in rebuilds)
 
-    def _rebuild(self, spec: QueueSpec, wanted: Subscription) -> int:
-        helper = QueueSpec(_helper_name(spec.name), {"x-queue-type": "quorum"})
-        keys = wanted.binding_keys if spec.name == wanted.name else ()
-        exists = self._topology.state(spec.name) is not None
-        if exists and self._topology.mismatch(spec):
-            self._take_out(spec, helper, keys)
-        elif self._topology.state(helper.name) is None:
+    def _rebuild(self, queue: _Rebuild) -> int:
+        exists = self._topology.state(queue.spec.name) is not None
+        if exists and self._topology.mismatch(queue.spec):
+            self._take_out(queue)
+        elif self._topology.state(queue.helper.name) is None:
             return 0
-        return self._put_back(spec, helper, keys)
+        return self._put_back(queue)
 
-    def _take_out(self, spec: QueueSpec, helper: QueueSpec, keys: Sequence[str]) -> None:
-        self._topology.ensure(helper)
+    def _take_out(self, queue: _Rebuild) -> None:
+        self._topology.ensure(queue.helper)
         self._settled()
-        self._bind(helper.name, spec.name, keys)
-        self._topology.unbind(spec.name, keys)
+        self._bind(queue.helper.name, queue)
+        self._topology.unbind(queue.spec.name, queue.keys)
         while True:
-            self._move(spec.name, helper.name, spec.name)
-            if self._topology.delete_if_idle(spec.name):
+            self._move(queue, queue.spec.name, queue.helper.name)
+            if self._topology.delete_if_idle(queue.spec.name):
                 return
             # Something came in after the last look: by the old exchange of retries, for instance.
-            self._refuse_if_busy(spec)
+            self._refuse_if_busy(queue.spec)
 
-    def _put_back(self, spec: QueueSpec, helper: QueueSpec, keys: Sequence[str]) -> int:
-        self._topology.ensure(spec)
+    def _put_back(self, queue: _Rebuild) -> int:
+        self._topology.ensure(queue.spec)
         self._settled()
-        self._bind(spec.name, spec.name, keys)
-        self._topology.unbind(helper.name, keys)
+        self._bind(queue.spec.name, queue)
+        self._unbind_helper(queue)
         moved = 0
         while True:
-            moved += self._move(helper.name, spec.name, spec.name)
-            if self._topology.delete_if_idle(helper.name):
-                logger.info("queue %s rebuilt, %d events moved", spec.name, moved, extra={"queue": spec.name})
+            moved += self._move(queue, queue.helper.name, queue.spec.name)
+            if self._topology.delete_if_idle(queue.helper.name):
+                name = queue.spec.name
+                logger.info("queue %s rebuilt, %d events moved", name, moved, extra={"queue": name})
                 return moved
 
-    def _bind(self, queue: str, name: str, keys: Sequence[str]) -> None:
-        """Bind ``queue`` where the queue ``name`` is bound, also for retries of the older library."""
-        self._topology.bind(queue, keys)
-        old = _OLD_RETRY_EXCHANGE.format(name=name)
-        if keys and self._topology.exchange_exists(old):
-            self._topology.bind(queue, keys, exchange=old)
+    def _bind(self, name: str, queue: _Rebuild) -> None:
+        """Bind the queue ``name`` where ``queue`` is, so also for retries of the older library."""
+        self._topology.bind(name, queue.keys)
+        if queue.keys and self._topology.exchange_exists(queue.old_retry_exchange):
+            self._topology.bind(name, queue.keys, exchange=queue.old_retry_exchange)
 
-    def _move(self, source: str, target: str, name: str) -> int:
-        """Move what is in ``source`` to ``target``; ``name`` is the queue they stand for."""
+    def _unbind_helper(self, queue: _Rebuild) -> None:
+        self._topology.unbind(queue.helper.name, queue.keys)
+        if queue.keys and self._topology.exchange_exists(queue.old_retry_exchange):
+            self._topology.unbind(queue.helper.name, queue.keys, exchange=queue.old_retry_exchange)
+
+    def _move(self, queue: _Rebuild, source: str, target: str) -> int:
         moved = 0
         with self._connection.channel() as channel:
             while batch := self._fetch(channel, source):
-                self._store([_copy(fetched, target, name) for fetched in batch])
+                self._store([_copy(fetched, target, queue) for fetched in batch])
                 channel.pika.basic_ack(batch[-1].method.delivery_tag, multiple=True)
                 moved += len(batch)
         return moved
@@ -115,7 +150,7 @@ class Migration:
         return batch
 
     def _store(self, copies: Sequence[Outgoing]) -> None:
-        # Nothing is acknowledged unless all are stored: what is left of a batch moves again.
+        # Nothing is acknowledged unless all are stored: a batch cut short moves again as a whole.
         for outcome in self._sender.send(copies):
             if outcome.stored is not Stored.STORED:
                 reason = outcome.reason or "it does not exist"
@@ -133,15 +168,10 @@ class Migration:
             )
 
 
-def _helper_name(name: str) -> str:
-    return f"{name}-migrating"
-
-
-def _copy(fetched: Fetched, target: str, name: str) -> Outgoing:
-    properties = fetched.properties
-    handler = name.removesuffix(letters_name(""))
-    key = wire.original_routing_key(properties, fetched.method.routing_key, handler)
-    failure = wire.failure_of(properties, handler) if name != handler else None
+def _copy(fetched: Fetched, target: str, queue: _Rebuild) -> Outgoing:
+    key = wire.original_routing_key(fetched.properties, fetched.method.routing_key, queue.handler)
+    is_letter = queue.spec.name == letters_name(queue.handler)
+    failure = wire.failure_of(fetched.properties, queue.handler) if is_letter else None
     # The broker's own record of why a letter is dead does not travel with a copy: write it down.
     changes = failure.to_headers() if failure is not None else {}
-    return Outgoing("", target, wire.copied(properties, key, changes), fetched.body)
+    return Outgoing("", target, wire.copied(fetched.properties, key, changes), fetched.body)

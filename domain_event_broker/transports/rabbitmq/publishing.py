@@ -191,7 +191,7 @@ class _Batch:
         try:
             while self._is_open() and (self._sent < len(self._todo) or self._unanswered):
                 self._write(window)
-                self._wait(window // 2 if self._sent < len(self._todo) else 0)
+                self._wait(window)
         finally:
             self._channel.batch = None
 
@@ -254,14 +254,16 @@ class _Batch:
         room = not self._unanswered or self._unanswered_bytes < WINDOW_BYTES
         return room and len(self._unanswered) < window
 
-    def _wait(self, enough: int) -> None:
-        """Wait until no more than ``enough`` messages are without an answer, or their bytes allow more."""
+    def _half_free(self, window: int) -> bool:
+        return len(self._unanswered) <= window // 2 and self._unanswered_bytes <= WINDOW_BYTES // 2
+
+    def _wait(self, window: int) -> None:
+        """Wait until all are answered, or half of the window is free for more."""
         pending = len(self._unanswered)
-        heavy = self._unanswered_bytes >= WINDOW_BYTES
 
         def progress() -> bool:
-            room = heavy and self._unanswered_bytes < WINDOW_BYTES // 2
-            return room or len(self._unanswered) <= enough or self._channel.channel.reason is not None
+            answered = not self._unanswered or (self._sent < len(self._todo) and self._half_free(window))
+            return answered or self._channel.channel.reason is not None
 
         while not self._connection.run_until(progress, CONFIRM_TIMEOUT):
             if len(self._unanswered) == pending:

@@ -108,6 +108,11 @@ def delay_name(name: str, step: int) -> str:
     return f"{name}-wait-{step}"
 
 
+def helper_name(name: str) -> str:
+    """Return the name of the queue that events wait in while the queue ``name`` is rebuilt."""
+    return f"{name}-migrating"
+
+
 def layout_of(subscription: Subscription) -> Layout:
     """Return the queues that a subscription asks for.
 
@@ -180,6 +185,7 @@ class Topology:
     def __init__(self, connection: Connection, settings: BrokerSettings) -> None:
         self._connection = connection
         self._settings = settings
+        self._channel: Channel | None = None
 
     def declare_exchange(self) -> None:
         """Make sure that the exchange of the events exists, without asking for more rights than needed.
@@ -204,6 +210,7 @@ class Topology:
         """
         self.declare_exchange()
         layout = layout_of(wanted)
+        self._refuse_half_migrated(layout, wanted)
         usable: set[str] = set()
         created = [spec for spec in layout.all() if self._declare(spec, wanted, usable)]
         if any(spec.is_quorum for spec in created):
@@ -272,10 +279,11 @@ class Topology:
         if source:
             self._on_bindings(lambda channel: channel.pika.queue_bind, queue, keys, source)
 
-    def unbind(self, queue: str, keys: Iterable[str]) -> None:
-        """Take the bindings of a queue to the exchange of the events away."""
-        if self._settings.exchange:
-            self._on_bindings(lambda channel: channel.pika.queue_unbind, queue, keys, self._settings.exchange)
+    def unbind(self, queue: str, keys: Iterable[str], exchange: str | None = None) -> None:
+        """Take bindings of a queue away, by default those to the exchange of the events."""
+        source = self._settings.exchange if exchange is None else exchange
+        if source:
+            self._on_bindings(lambda channel: channel.pika.queue_unbind, queue, keys, source)
 
     def exchange_exists(self, name: str) -> bool:
         """Tell whether there is an exchange of this name."""
@@ -291,6 +299,16 @@ class Topology:
         if error.reply_code == _MISMATCH:
             return False
         raise error
+
+    def _refuse_half_migrated(self, layout: Layout, wanted: Subscription) -> None:
+        """Refuse to start beside the helper of a migration that was killed: events would gather there."""
+        for spec in (layout.handler, layout.letters):
+            if spec is not None and self.state(helper_name(spec.name)) is not None:
+                raise QueueMismatch(
+                    f"a migration of queue {spec.name!r} was interrupted, and events wait in "
+                    f"{helper_name(spec.name)!r}; run 'manage.py declare_queues --migrate {wanted.name}' "
+                    "to finish it"
+                )
 
     def _declare(self, spec: QueueSpec, wanted: Subscription, usable: set[str]) -> bool:
         """Declare one queue; tell whether it was created."""
@@ -342,12 +360,13 @@ class Topology:
         )
 
     def _attempt(self, command: Callable[[Channel], object]) -> pika.exceptions.ChannelClosedByBroker | None:
-        """Run commands on a channel of their own; return the refusal that closed it."""
-        with self._connection.channel() as channel:
-            try:
-                command(channel)
-            except pika.exceptions.ChannelClosedByBroker as error:
-                return error
+        """Run a command; return the broker's refusal, which closes the channel it came on."""
+        if self._channel is None or self._channel.reason is not None:
+            self._channel = self._connection.open_channel()
+        try:
+            command(self._channel)
+        except pika.exceptions.ChannelClosedByBroker as error:
+            return error
         return None
 
     def _exchange_exists(self) -> bool:
@@ -364,9 +383,13 @@ class Topology:
     def _on_bindings(
         self, method: Callable[[Channel], Any], queue: str, keys: Iterable[str], exchange: str
     ) -> None:
-        with self._connection.channel() as channel:
+        def ask(channel: Channel) -> None:
             for key in keys:
                 channel.ask(method(channel), queue=queue, exchange=exchange, routing_key=key)
+
+        error = self._attempt(ask)
+        if error is not None:
+            raise error
 
 
 def _argument(difference: str) -> str:

@@ -65,6 +65,7 @@ class RabbitMQTransport:
         self._settings = settings
         self._loop = Loop()
         self._consuming: Connection | None = None
+        self._known_topology: Topology | None = None
         self._sender: Sender | None = None
         self._knows_exchange: Sender | None = None
         self._consumers: dict[str, Consumer] = {}
@@ -382,7 +383,9 @@ class RabbitMQTransport:
         return self._consuming
 
     def _topology(self) -> Topology:
-        return Topology(self._receiver(), self._settings)
+        if self._known_topology is None:
+            self._known_topology = Topology(self._receiver(), self._settings)
+        return self._known_topology
 
     def _any_sender(self) -> Sender:
         """Return the sender, over a new connection if the last one was lost while it was idle."""
