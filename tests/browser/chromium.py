@@ -116,6 +116,8 @@ class Chromium:
     def colours(self, scheme: str) -> None:
         """Prefer ``"light"`` or ``"dark"``, as a person does in the settings of the system."""
         self._page("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        # Django lets its colours fade over into each other.
+        self.js("Promise.all(document.getAnimations().map((each) => each.finished)).then(() => true)")
 
     def width(self, pixels: int) -> None:
         """Make the window narrower or wider."""

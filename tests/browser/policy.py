@@ -9,7 +9,9 @@ from django.http import HttpRequest, HttpResponse
 POLICY = "default-src 'self'; object-src 'none'; frame-ancestors 'none'; form-action 'self'"
 
 
-def strict_policy(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
+def strict_policy(
+    get_response: Callable[[HttpRequest], HttpResponse],
+) -> Callable[[HttpRequest], HttpResponse]:
     """Middleware: send the policy with every answer."""
 
     def middleware(request: HttpRequest) -> HttpResponse:

@@ -75,7 +75,9 @@ def letters() -> tuple[str, list[DomainEvent]]:
     subscribe("order.placed", name=name)(lambda event: None)
     subscribe("payment.*", "order.cancelled", name="shipping.prepare")(lambda event: None)
     events = [
-        DomainEvent("order.placed", {"order": 1000 + number, "total": "49.90", "customer": "Zoë"}, f"o-{number}")
+        DomainEvent(
+            "order.placed", {"order": 1000 + number, "total": "49.90", "customer": "Zoë"}, f"o-{number}"
+        )
         for number in range(3)
     ]
     events.append(DomainEvent("order.placed", {"note": stage.SCRIPT}))
@@ -86,7 +88,7 @@ def letters() -> tuple[str, list[DomainEvent]]:
 def test_dead_letters_are_found_looked_into_and_replayed(
     visit: Visit, letters: tuple[str, list[DomainEvent]], picture: Callable[[str], None]
 ) -> None:
-    name, events = letters
+    name, _ = letters
     browser = visit.browser
     visit.open("/admin/")
     picture("index")
@@ -131,7 +133,10 @@ def test_dead_letters_can_be_read_on_a_narrow_screen(
 def test_a_parked_event_is_understood_and_sent(visit: Visit, picture: Callable[[str], None]) -> None:
     browser = visit.browser
     parked = stage.held(
-        "order.placed", data={"order": 7, "note": stage.SCRIPT}, key="order-7", reason=f"refused: {stage.SCRIPT}"
+        "order.placed",
+        data={"order": 7, "note": stage.SCRIPT},
+        key="order-7",
+        reason=f"refused: {stage.SCRIPT}",
     )
     stage.held(state=HeldEvent.State.SCHEDULED, routing_key="invoice.due", key="invoice-3")
     stage.held(state=HeldEvent.State.RETRYING, routing_key="order.paid", reason="the queue is full")
@@ -177,7 +182,7 @@ def test_sent_events_are_searched_and_published_again(visit: Visit, picture: Cal
     picture("sent")
     browser.type("#searchbar", "order.pa")
     browser.click("#changelist-search input[type=submit]", leads_on=True)
-    assert browser.text("#result_list tbody th") == "order.paid"
+    assert browser.text("#result_list tbody th").split() == ["order.paid", events[1].event_id]
     browser.click("#result_list tbody th a", leads_on=True)
     picture("sent-event")
     browser.click("button[value=publish_again]", leads_on=True)
@@ -189,7 +194,7 @@ def test_sent_events_are_searched_and_published_again(visit: Visit, picture: Cal
 
 def test_relays_are_seen_with_what_they_have_to_do(visit: Visit, picture: Callable[[str], None]) -> None:
     now = time.time()
-    for name, seen, buckets in (("a", 2, range(0, 32)), ("b", 4, range(32, 64)), ("c", 300, range(0))):
+    for name, seen, buckets in (("a", 2, range(32)), ("b", 4, range(32, 64)), ("c", 300, range(0))):
         RelayHeartbeat.objects.create(
             relay=f"relay-{name}", host=f"web-{name}", pid=100, started_at=now - 86_400, seen_at=now - seen
         )
@@ -199,7 +204,7 @@ def test_relays_are_seen_with_what_they_have_to_do(visit: Visit, picture: Callab
     stage.waiting()
     stage.held(reason="refused")
     visit.open(f"{ADMIN}/relayheartbeat/")
-    assert "silent: 5 minutes ago" in visit.browser.text("#result_list")
+    assert "silent for 5 minutes" in visit.browser.text("#result_list")
     picture("relays")
     visit.browser.click(".deb-alarm a", leads_on=True)
     assert "state__exact=parked" in visit.browser.js("location.href")

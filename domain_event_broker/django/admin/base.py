@@ -75,6 +75,8 @@ class StoredEventAdmin(ReadOnlyAdmin):
     event_id_indexed = False
     #: The first words of the lookups that an address may ask for.
     filterable: tuple[str, ...] = ()
+    #: Whether rows stay where they are, so that the admin log of one can be found.
+    has_history = False
     #: Actions offered on the page of an event: name, label, and the class of its button.
     page_actions: tuple[tuple[str, str, str], ...] = ()
 
@@ -114,13 +116,21 @@ class StoredEventAdmin(ReadOnlyAdmin):
         allowed = self.get_actions(request)
         offered = [action for action in self.page_actions if action[0] in allowed]
         return super().change_view(
-            request, object_id, form_url, {**(extra_context or {}), "event_actions": offered}
+            request,
+            object_id,
+            form_url,
+            {**(extra_context or {}), "event_actions": offered, "has_history": self.has_history},
         )
 
     @admin.display(description="age")
     def age(self, event: StoredEvent) -> str:
         """Time since the event was stored."""
         return display.age(event.created_at)
+
+    @admin.display(description="refusals")
+    def refusals(self, event: Any) -> int:
+        """How often the broker refused it."""
+        return int(event.attempts)
 
     @admin.display(description="domain object id")
     def key(self, event: StoredEvent) -> str:
@@ -147,6 +157,13 @@ class StoredEventAdmin(ReadOnlyAdmin):
         """Why the broker refused it, as much as fits into a list."""
         reason = str(event.reason)
         return reason if len(reason) <= _REASON_IN_LIST else reason[: _REASON_IN_LIST - 1] + "…"
+
+    @admin.display(description="event")
+    def event(self, event: StoredEvent) -> SafeString:
+        """What happened, above which event it is: the first column of lists."""
+        return format_html(
+            '{}<br><span class="deb-id deb-quiet">{}</span>', event.routing_key, event.event_id
+        )
 
     @admin.display(description="event id")
     def shown_id(self, event: StoredEvent) -> SafeString:

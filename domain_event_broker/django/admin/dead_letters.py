@@ -6,6 +6,7 @@ back as a sentence for the page. It cannot hold a password: errors name URLs mas
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -53,12 +54,14 @@ class LetterView:
     headers: dict[str, object]
     failure: Failure | None
     failed_at: datetime | None
+    age: str
     replays: int
 
     @classmethod
     def of(cls, letter: DeadLetter) -> LetterView:
         """Describe ``letter``."""
         failure = _printable(letter.failure) if letter.failure else None
+        failed_at = _moment(failure.failed_at) if failure else None
         body = letter.body.decode("utf-8", "backslashreplace")
         return cls(
             key=key_of(letter),
@@ -67,7 +70,8 @@ class LetterView:
             payload=display.bounded(display.pretty_json(body), MAX_PAYLOAD),
             headers=dict(letter.headers),
             failure=failure,
-            failed_at=_moment(failure.failed_at) if failure else None,
+            failed_at=failed_at,
+            age=display.seconds(time.time() - failure.failed_at) if failure else display.EMPTY,
             replays=letter.replays,
         )
 
@@ -111,6 +115,17 @@ def settings_for_admin() -> BrokerSettings:
             "DOMAIN_EVENT_BROKER is None: the broker is switched off, so there is nobody to ask"
         )
     return replace(settings, url=tuple(_impatient(url) for url in settings.url))
+
+
+def told(problem: str) -> str:
+    """Return an error for a page, in which URLs are those of the settings and not the impatient ones."""
+    try:
+        settings = config.current()
+    except ConfigurationError:
+        settings = None
+    for url in settings.url if settings else ():
+        problem = problem.replace(mask(_impatient(url)), mask(url))
+    return display.printable(mask(problem))
 
 
 def key_of(letter: DeadLetter) -> str:
@@ -173,7 +188,7 @@ def _ask(queue: str, question: Callable[[DeadLetters], Answer]) -> tuple[Answer 
         transport = open_transport(settings_for_admin())
         return question(transport.dead_letters(queue)), ""
     except DomainEventBrokerError as error:
-        return None, display.printable(mask(str(error)))
+        return None, told(str(error))
     finally:
         if transport is not None:
             transport.close()

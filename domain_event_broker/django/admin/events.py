@@ -15,7 +15,7 @@ from django.utils.safestring import SafeString
 
 from domain_event_broker.django.admin import audit, display, moves
 from domain_event_broker.django.admin.base import StoredEventAdmin, name_of
-from domain_event_broker.django.admin.paging import newest
+from domain_event_broker.django.admin.paging import SEARCH_WINDOW, newest
 from domain_event_broker.django.models import ArchivedEvent, HeldEvent, OutboxEvent
 from domain_event_broker.django.outbox import outbox_alias
 from domain_event_broker.errors import OutboxUnavailable
@@ -33,7 +33,7 @@ class OutboxEventAdmin(StoredEventAdmin):
     """Events that wait to be sent: the oldest first, since its age is the lag of the outbox."""
 
     ordering = ("pk",)
-    list_display = ("routing_key", "shown_id", "key", "created_at", "age", "attempts")
+    list_display = ("event", "key", "created_at", "age", "refusals")
     fieldsets = (
         ("Waiting", {"fields": ("created_at", "age", "attempts", "bucket")}),
         _EVENT,
@@ -83,6 +83,7 @@ class _ActingAdmin(StoredEventAdmin):
     def _ask(self, request: HttpRequest, queryset: QuerySet[Any], texts: dict[str, Any]) -> HttpResponse:
         """Return the page that asks before an action is done."""
         rows = list(queryset.order_by("pk")[:_LISTED])
+        count = queryset.order_by()[: moves.ACTION_LIMIT].count()
         up_to = queryset.order_by("-pk").values_list("pk", flat=True).first() or 0
         context = {
             **self.admin_site.each_context(request),
@@ -95,7 +96,8 @@ class _ActingAdmin(StoredEventAdmin):
             "select_across": request.POST.get("select_across", "0"),
             "up_to": up_to,
             "events": rows,
-            "count": queryset.order_by()[: moves.ACTION_LIMIT].count(),
+            "count": count,
+            "button": texts["button"].format("1 event" if count == 1 else f"{count:,} events"),
             "limit": moves.ACTION_LIMIT,
         }
         return TemplateResponse(request, "admin/domain_event_broker/confirm_action.html", context)
@@ -105,7 +107,7 @@ class _ActingAdmin(StoredEventAdmin):
 class HeldEventAdmin(_ActingAdmin):
     """Events that are scheduled, will be tried again, or are parked until somebody decides."""
 
-    list_display = ("routing_key", "shown_id", "shown_state", "short_reason", "attempts", "due_at", "held_at")
+    list_display = ("event", "short_state", "short_reason", "refusals", "due_at", "held_for")
     list_filter = ("state",)
     filterable = ("state",)
     actions = ("retry", "discard")
@@ -129,6 +131,16 @@ class HeldEventAdmin(_ActingAdmin):
         """The state; parked stands out, since nothing but a person ends it."""
         return format_html('<span class="deb-{}">{}</span>', event.state, event.get_state_display())
 
+    @admin.display(description="state")
+    def short_state(self, event: HeldEvent) -> SafeString:
+        """The state in one word."""
+        return format_html('<span class="deb-{}">{}</span>', event.state, event.state)
+
+    @admin.display(description="held for")
+    def held_for(self, event: HeldEvent) -> str:
+        """Time since it was set aside."""
+        return display.age(event.held_at)
+
     @admin.action(permissions=["retry"], description="Retry now")
     def retry(self, request: HttpRequest, queryset: QuerySet[HeldEvent]) -> None:
         """Put events back into the hot table."""
@@ -147,7 +159,7 @@ class HeldEventAdmin(_ActingAdmin):
 class UnroutableFilter(admin.SimpleListFilter):
     """Events that nobody subscribes to; the column has no index, so only new ones are looked at."""
 
-    title = "unroutable, of the newest"
+    title = f"routing, newest {SEARCH_WINDOW:,}"
     parameter_name = "unroutable"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
@@ -165,10 +177,11 @@ class UnroutableFilter(admin.SimpleListFilter):
 class ArchivedEventAdmin(_ActingAdmin):
     """Events that were sent, as long as the archive keeps them."""
 
-    list_display = ("routing_key", "shown_id", "key", "published_at", "took", "routed")
+    list_display = ("event", "key", "published_at", "took", "routed")
     list_filter = ("published_at", UnroutableFilter)
     filterable = ("published_at", "unroutable")
     event_id_indexed = True
+    has_history = True
     actions = ("publish_again",)
     page_actions = (("publish_again", "Publish again…", "default"),)
     fieldsets = (
@@ -208,7 +221,7 @@ _DISCARD = {
         "No handler will ever see them, and nothing brings them back. "
         "Later events of the same domain object id, which wait for a blocking one, will go on."
     ),
-    "button": "Discard",
+    "button": "Discard {}",
     "button_class": "deb-danger",
 }
 _PUBLISH_AGAIN = {
@@ -219,6 +232,6 @@ _PUBLISH_AGAIN = {
         "remembers it, skips the copy; handlers that are new, that failed, or that have no inbox "
         "(idempotent=False, or the inbox switched off) get it."
     ),
-    "button": "Publish again",
+    "button": "Publish {} again",
     "button_class": "default",
 }

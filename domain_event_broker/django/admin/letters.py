@@ -11,6 +11,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 
+from domain_event_broker import config
 from domain_event_broker.django.admin import audit, dead_letters, display
 from domain_event_broker.django.admin.base import ReadOnlyAdmin, model_url
 from domain_event_broker.django.admin.dead_letters import settings_for_admin
@@ -85,8 +86,8 @@ class DeadLetterAdmin(ReadOnlyAdmin):
         status = _status(handlers)
         context = {
             "title": "Dead letters",
-            "status": status,
-            "problem": problem or status.problem,
+            "broker": _broker(),
+            "problem": problem or dead_letters.told(status.problem),
             "rows": [(each, status.queues.get(each.name)) for each in handlers],
         }
         return self._page(request, "handlers.html", context)
@@ -174,6 +175,15 @@ def _handler(queue: str) -> dict[str, str] | None:
         if handler.name == queue:
             return {"keys": ", ".join(handler.binding_keys), "function": describe(handler.call)}
     return None
+
+
+def _broker() -> str:
+    """Return the URL of the broker, without its password, or nothing where there is none."""
+    try:
+        settings = config.current()
+    except ConfigurationError:
+        return ""
+    return settings.masked_url if settings else ""
 
 
 def _status(handlers: list[Handler]) -> BrokerStatus:

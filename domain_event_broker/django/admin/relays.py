@@ -23,7 +23,7 @@ from domain_event_broker.django.status import COUNT_LIMIT, SILENT_SECONDS, outbo
 class RelayHeartbeatAdmin(ReadOnlyAdmin):
     """Relays with their heartbeats and their share of the buckets; above them, what they have to do."""
 
-    list_display = ("__str__", "seen", "buckets", "running_for", "relay")
+    list_display = ("process", "seen", "buckets", "running_for", "relay")
     ordering = ("host", "pid")
     sortable_by = ()
     fieldsets = ((None, {"fields": ("relay", "host", "pid", "seen", "running_for", "bucket_numbers")}),)
@@ -51,16 +51,19 @@ class RelayHeartbeatAdmin(ReadOnlyAdmin):
         }
         return super().changelist_view(request, context)
 
+    @admin.display(description="process")
+    def process(self, relay: RelayHeartbeat) -> str:
+        """Where it runs."""
+        return str(relay)
+
     @admin.display(description="last seen")
     def seen(self, relay: RelayHeartbeat) -> SafeString | str:
         """Time since the last heartbeat; a silent relay stands out."""
         seconds = max(0.0, time.time() - relay.seen_at)
-        text = f"{display.seconds(seconds)} ago"
-        return (
-            format_html('<span class="deb-parked">silent: {}</span>', text)
-            if seconds > SILENT_SECONDS
-            else text
-        )
+        text = display.seconds(seconds)
+        if seconds <= SILENT_SECONDS:
+            return f"{text} ago"
+        return format_html('<span class="deb-parked">silent for {}</span>', text)
 
     @admin.display(description="running for")
     def running_for(self, relay: RelayHeartbeat) -> str:

@@ -256,6 +256,7 @@ def test_a_broker_that_is_away_is_told_on_every_page_and_never_a_failure(
     ):
         assert "127.0.0.1" in page
         assert "sesame" not in page
+        assert "stack_timeout" not in page
         assert queue in page
 
 
