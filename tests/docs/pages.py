@@ -98,6 +98,11 @@ class Page:
         found = [self._block(node) for node in self.tree.findall(nodes.literal_block)]
         return [block for block in found if language in (None, block.language)]
 
+    def blocks_in(self, title: str) -> list[Block]:
+        """The code blocks of one section, in order."""
+        section = next(section for name, section in self.sections() if name == title)
+        return [self._block(node) for node in section.findall(nodes.literal_block)]
+
     def sections(self) -> Iterator[tuple[str, nodes.section]]:
         """Each section, with its title."""
         for section in self.tree.findall(nodes.section):

@@ -86,7 +86,7 @@ class Reader:
 
     def __exit__(self, *exc_info: object) -> None:
         for command in list(self._workers):
-            self._workers.pop(command).stop()
+            self.stop(command)
 
     def follow(self, page: Page, meanwhile: Mapping[str, Callable[[], None]] | None = None) -> None:
         """Do what a page says, from its first block to its last.
@@ -145,7 +145,7 @@ class Reader:
         """Start a worker; one that runs the same command already is stopped first."""
         self.run_commands.append(command)
         if command in self._workers:
-            self._workers.pop(command).stop()
+            self.stop(command)
         self._started += 1
         output = self._outputs / f"{self._started}.txt"
         with output.open("wb") as stream:
@@ -158,7 +158,12 @@ class Reader:
                 stderr=subprocess.STDOUT,
             )
         self._workers[command] = Worker(command, process, output)
-        self.see(expected or [], command)
+        # A reader goes on when the command has said that it works: it has read the settings then.
+        self.see(expected or ["... Ctrl-C stops."], command)
+
+    def stop(self, command: str) -> None:
+        """Stop a worker, as by Ctrl-C in its terminal."""
+        self._workers.pop(command).stop()
 
     def see(self, lines: list[str], command: str | None = None) -> None:
         """Wait until one of the workers, or the named one, has printed the lines."""
@@ -206,7 +211,9 @@ class Reader:
         return text
 
     def _environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("DJANGO", "PYTEST"))}
+        kept = {
+            name: value for name, value in os.environ.items() if not name.startswith(("DJANGO", "PYTEST"))
+        }
         return {
             **kept,
             "PATH": f"{self._tools}:{os.environ['PATH']}",

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import time
+import uuid
+
+import pika
 import pytest
 
 from tests.docs.pages import DOCS, Page
@@ -9,11 +14,15 @@ from tests.docs.reader import Reader
 
 #: Files of the quickstart that the pages build on.
 START = ("mysite/settings.py", "orders/models.py", "orders/services.py")
+#: Pages that need RabbitMQ, and have a test of their own.
+ON_RABBITMQ = ("migrate.rst",)
+PAGES = [Page(path) for path in sorted((DOCS / "how-to").glob("*.rst")) if path.name not in ON_RABBITMQ]
+
+SUBSCRIBER = "python manage.py run_subscriber"
 
 
-@pytest.fixture
-def project(reader: Reader) -> Reader:
-    """A reader who has followed the first two sections of the quickstart."""
+def _start(reader: Reader) -> Reader:
+    """Follow the first two sections of the quickstart."""
     reader.start_project("orders")
     taken: set[str] = set()
     for block in Page(DOCS / "quickstart.rst").blocks("python"):
@@ -25,21 +34,84 @@ def project(reader: Reader) -> Reader:
     return reader
 
 
-@pytest.mark.parametrize("page", [Page(path) for path in sorted((DOCS / "how-to").glob("*.rst"))], ids=str)
+@pytest.fixture
+def project(reader: Reader) -> Reader:
+    """A reader who has followed the first two sections of the quickstart."""
+    return _start(reader)
+
+
+@pytest.fixture
+def broker_project(broker_reader: Reader) -> Reader:
+    """The same, with a RabbitMQ at hand."""
+    return _start(broker_reader)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
 def test_a_how_to_can_be_followed(page: Page, project: Reader) -> None:
     project.follow(page)
 
 
 def test_handlers_take_effect_once_however_often_the_event_comes(project: Reader) -> None:
     """What the page on subscribing shows by what is printed, counted in the database."""
-    page = Page(DOCS / "how-to/subscribe.rst")
-    project.follow(page)
+    project.start("python manage.py run_relay")
+    for block in Page(DOCS / "how-to/subscribe.rst").blocks_in("Take effect once"):
+        project.do(block)
     bonuses = "from orders.models import Order; print(Order.objects.filter(total=-1).count(), 'bonuses')"
-    project.shell(bonuses)
     project.run(f'python manage.py shell -c "{bonuses}"', ["2 bonuses"])
+
+
+def test_services_on_the_older_library_can_be_moved_with_their_queues(
+    broker_project: Reader, broker_url: str
+) -> None:
+    _declare_as_the_older_library(broker_url, "billing-charge", ["order.*"])
+    _publish_as_the_older_library(broker_url, "order.placed", {"total": 1})
+    reader = broker_project
+    for block in Page(DOCS / "how-to/migrate.rst").blocks():
+        if "--migrate" in block.text:
+            reader.see(["charged {'total': 1}"], SUBSCRIBER)
+            reader.stop(SUBSCRIBER)
+            _publish_as_the_older_library(broker_url, "order.placed", {"total": 2})
+        reader.do(block)
+    reader.see(["charged {'total': 2}"], SUBSCRIBER)
+    reader.shell("from orders.services import place_order; place_order(3)")
+    reader.see(["charged {'total': 3}"], SUBSCRIBER)
+    reader.run("python manage.py declare_queues --check", ["billing-charge: in place"])
 
 
 def test_settings_of_the_reference_are_accepted(project: Reader) -> None:
     for block in Page(DOCS / "reference/settings.rst").blocks("python"):
         project.do(block)
         project.run("python manage.py check")
+
+
+def _declare_as_the_older_library(url: str, name: str, keys: list[str]) -> None:
+    """Make the queues and exchanges that domain-event-broker 3.0.2 makes for a handler with dead letters."""
+    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+        channel = connection.channel()
+        channel.exchange_declare("domain-events", "topic", durable=True)
+        channel.exchange_declare(f"{name}-dlx", "topic")
+        channel.exchange_declare(f"{name}-retry", "topic")
+        channel.queue_declare(f"{name}-dl", durable=True)
+        channel.queue_declare(name, durable=True, arguments={"x-dead-letter-exchange": f"{name}-dlx"})
+        for key in keys:
+            channel.queue_bind(f"{name}-dl", f"{name}-dlx", key)
+            channel.queue_bind(name, "domain-events", key)
+            channel.queue_bind(name, f"{name}-retry", key)
+
+
+def _publish_as_the_older_library(url: str, routing_key: str, data: dict[str, int]) -> None:
+    """Send a body of domain-event-broker 3.0.2, with the properties that it sets: none but persistence."""
+    fields = {
+        "routing_key": routing_key,
+        "data": data,
+        "domain_object_id": None,
+        "uuid_string": str(uuid.uuid4()),
+        "timestamp": time.time(),
+    }
+    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        persistent = pika.BasicProperties(delivery_mode=2)
+        channel.basic_publish(
+            "domain-events", routing_key, json.dumps(fields).encode(), persistent, mandatory=True
+        )

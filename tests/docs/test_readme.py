@@ -10,13 +10,6 @@ PLACE = """python manage.py shell -c "from orders.services import place_order; p
 REPLAY = "python manage.py replay_dlq billing-charge"
 
 
-def _blocks_of(title: str) -> list[int]:
-    """The numbers of the README's blocks that stand in the section ``title``."""
-    section = next(section for name, section in README.sections() if name == title)
-    inside = {node.astext() for node in section.findall() if node.tagname == "literal_block"}
-    return [number for number, block in enumerate(README.blocks()) if block.text in inside]
-
-
 def test_the_django_part_leads_from_the_settings_to_a_replay(reader: Reader) -> None:
     reader.start_project("orders")
 
@@ -37,25 +30,22 @@ def test_the_django_part_leads_from_the_settings_to_a_replay(reader: Reader) -> 
         reader.see(["...dead-lettered in billing-charge (attempt 1): error: KeyError 'total'"], SUBSCRIBER)
 
     meanwhile = {PLACE: lambda: (watch_an_order_being_charged(), a_failing_event()), REPLAY: replayed}
-    blocks = README.blocks()
-    for number in _blocks_of("Use it in your project"):
-        reader.do(blocks[number], meanwhile)
+    for block in README.blocks_in("Use it in your project"):
+        reader.do(block, meanwhile)
     assert REPLAY in reader.run_commands
     assert "billing-charge: would replay 1 of 1" in reader.run(f"{REPLAY} --dry-run")
 
 
 def test_every_handler_gets_the_event(reader: Reader) -> None:
     reader.start_project("orders")
-    blocks = README.blocks()
-    for number in _blocks_of("Use it in your project"):
-        reader.do(blocks[number])
+    for block in README.blocks_in("Use it in your project"):
+        reader.do(block)
         if PLACE in reader.run_commands:
             break
     reader.see(["seen order.placed"], SUBSCRIBER)
 
 
 def test_the_plain_program_prints_the_event(broker_reader: Reader) -> None:
-    blocks = README.blocks()
-    for number in _blocks_of("Without Django"):
-        broker_reader.do(blocks[number])
+    for block in README.blocks_in("Without Django"):
+        broker_reader.do(block)
     broker_reader.run("python printer.py", ["user.registered {'user_id': 7}"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from argparse import Action, SUPPRESS
+from argparse import SUPPRESS, Action
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from typing import Any, get_type_hints
@@ -135,6 +135,7 @@ def test_the_help_of_a_command_names_its_options(name: str) -> None:
         assert action.help, f"{name} {_spelled(action)} says nothing"
         for option in action.option_strings:
             assert option in text
+    assert " object" not in text.replace(" object_id", "")
 
 
 @pytest.mark.parametrize("page", all_pages(), ids=str)
@@ -234,7 +235,10 @@ def _look_up(name: str) -> Any:
 def test_signatures_are_those_of_the_code() -> None:
     described = _described_signatures()
     assert described
-    actual = {name: _one_line(re.sub(r"<function (\w+) at \w+>", r"\1", _plain(_look_up(name)))) for name in described}
+    actual = {
+        name: _one_line(re.sub(r"<function (\w+) at \w+>", r"\1", _plain(_look_up(name))))
+        for name in described
+    }
     assert described == actual
 
 
