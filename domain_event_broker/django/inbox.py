@@ -55,12 +55,29 @@ class DjangoInbox:
         _tidy(alias, around)
         try:
             if handler.idempotent and event.uuid_string:
-                return _run_once(connections[alias], handler, event)
+                return _run_reconnecting(connections[alias], handler, event)
             handler.call(event)
             return True
         finally:
             _tidy(alias, around)
             _at_thread_end.close(alias)
+
+
+class _NotAsked(InboxUnavailable):
+    """Ours alone: a handler cannot raise it, so the handler was not called."""
+
+
+def _run_reconnecting(connection: BaseDatabaseWrapper, handler: Handler, event: DomainEvent) -> bool:
+    """Run once; on a new connection if the one at hand had died since it was used."""
+    used = None if connection.in_atomic_block else connection.connection
+    try:
+        return _run_once(connection, handler, event)
+    except _NotAsked:
+        # Django replaces a dead connection when it leaves the atomic block.
+        if used is None or used is connection.connection and connection.is_usable():
+            raise
+    connection.close()
+    return _run_once(connection, handler, event)
 
 
 def _run_once(connection: BaseDatabaseWrapper, handler: Handler, event: DomainEvent) -> bool:
@@ -126,14 +143,10 @@ def _check_can_commit(connection: BaseDatabaseWrapper, name: str, depth: int) ->
         )
 
 
-def _unavailable(alias: str, error: Error) -> InboxUnavailable:
+def _unavailable(alias: str, error: Error) -> _NotAsked:
     if is_missing_table(error):
-        return InboxUnavailable(
-            f"database {alias!r} has no inbox table: run 'manage.py migrate --database {alias}'"
-        )
-    return InboxUnavailable(
-        f"the inbox in database {alias!r} cannot be asked now: {' '.join(str(error).split())}"
-    )
+        return _NotAsked(f"database {alias!r} has no inbox table: run 'manage.py migrate --database {alias}'")
+    return _NotAsked(f"the inbox in database {alias!r} cannot be asked now: {' '.join(str(error).split())}")
 
 
 def _depth(connection: BaseDatabaseWrapper) -> int:

@@ -13,7 +13,28 @@ from datetime import datetime, timezone
 
 from django.db import models
 
+from domain_event_broker.django.transport_models import (
+    DeadDelivery,
+    DeadLetter,
+    QueuedDelivery,
+    TransportQueue,
+)
 from domain_event_broker.events import Message
+
+__all__ = [
+    "BUCKETS",
+    "ArchivedEvent",
+    "DeadDelivery",
+    "DeadLetter",
+    "HeldEvent",
+    "InboxEntry",
+    "OutboxEvent",
+    "QueuedDelivery",
+    "RelayHeartbeat",
+    "RelayLease",
+    "StoredEvent",
+    "TransportQueue",
+]
 
 #: Fixed for good: the bucket of a key must be the same for every publisher and relay.
 BUCKETS = 64

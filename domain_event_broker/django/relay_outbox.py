@@ -15,10 +15,11 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from domain_event_broker.config import OutboxSettings
 from domain_event_broker.django import wakeups
-from domain_event_broker.django.conf import outbox_alias, outbox_settings
+from domain_event_broker.django.conf import outbox_alias, outbox_settings, subscriber_settings
 from domain_event_broker.django.database import is_locked, numbers, to_parameter, unavailable, unix_time
 from domain_event_broker.django.lease_table import LeaseTable
 from domain_event_broker.django.models import HeldEvent
+from domain_event_broker.django.retention import Housekeeping
 from domain_event_broker.django.rows import ARCHIVE, EVENT_COLUMNS, HELD, OUTBOX, ROW_COLUMNS, to_outbox_row
 from domain_event_broker.django.scan import ScanBound
 from domain_event_broker.django.waiting import Waiter
@@ -76,6 +77,9 @@ class DjangoRelayOutbox:
         self._leases = LeaseTable(self.alias, self._options.lease_seconds)
         self._bound = ScanBound()
         self._waiter = Waiter(self.alias, self._options.listen)
+        self._housekeeping = Housekeeping(
+            self.alias, self._options.archive_days, subscriber_settings().inbox_days
+        )
         self._epochs: dict[int, int] = {}
         self._promote_at = 0.0
         # The clock of the database, as the reading of time.monotonic() that it is ahead of ours.
@@ -102,6 +106,8 @@ class DjangoRelayOutbox:
             # Another relay may have left rows behind, and rows put back under their old ids.
             self._bound.reset()
             self._epochs = epochs
+        if 0 in epochs:
+            self._housekeeping.run()
         return lease
 
     @_guarded

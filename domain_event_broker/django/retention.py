@@ -5,15 +5,25 @@ Waiting, scheduled and parked events are no matter of age, and never deleted her
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+from django.db import Error
 from django.db.models import Manager
 
 from domain_event_broker.django.database import to_field
 from domain_event_broker.django.models import ArchivedEvent, InboxEntry
+
+logger = logging.getLogger("domain_event_broker.relay")
+
+#: Seconds between two times that a relay purges, and the longest it may take from its work.
+#: If that was not enough it goes on the next time that it renews its lease.
+PURGE_SECONDS = 60.0
+PURGE_SLICE_SECONDS = 0.1
 
 #: Rows that one statement deletes: few enough that nobody waits for its locks.
 BATCH = 1000
@@ -71,3 +81,33 @@ def _delete(old: Any, batch: int) -> int:
         old.model._default_manager.using(old.db).filter(pk__in=ids)._raw_delete(old.db) if ids else 0
     )
     return deleted
+
+
+class Housekeeping:
+    """What a relay forgets beside its work, so that nobody needs a cron job for it.
+
+    :param due_at: reading of ``time.monotonic()`` from which on it purges again.
+    """
+
+    def __init__(self, alias: str, archive_days: float, inbox_days: float) -> None:
+        self.due_at = 0.0
+        self._alias = alias
+        self._days = (archive_days, inbox_days)
+
+    def run(self) -> None:
+        """Purge for a moment if it is time to. Never raises: sending events is more important."""
+        if time.monotonic() < self.due_at:
+            return
+        try:
+            finished = self._purge_until(time.monotonic() + PURGE_SLICE_SECONDS)
+        except Error as error:
+            logger.warning("could not purge old rows, will try again: %s", " ".join(str(error).split()))
+            finished = True
+        if finished:
+            self.due_at = time.monotonic() + PURGE_SECONDS
+
+    def _purge_until(self, end: float) -> bool:
+        for _ in purge(self._alias, *self._days):
+            if time.monotonic() >= end:
+                return False
+        return True

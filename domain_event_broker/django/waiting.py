@@ -84,8 +84,12 @@ class Listener:
 
     def __init__(self, alias: str) -> None:
         self._wrapper: Any = _copy(connections[alias])
-        with self._wrapper.cursor() as cursor:
-            cursor.execute(f"LISTEN {CHANNEL}")
+        try:
+            with self._wrapper.cursor() as cursor:
+                cursor.execute(f"LISTEN {CHANNEL}")
+        except Error:
+            self._wrapper.close()
+            raise
         self._libpq: Any = self._wrapper.connection.pgconn
         self._libpq.nonblocking = 1
         self._asked = False

@@ -116,9 +116,7 @@ def test_a_late_commit_with_a_lower_id_is_sent_next(postgresql: str, make_relay:
         other.close()
 
 
-def test_a_late_commit_goes_ahead_of_later_events_of_its_key(
-    postgresql: str, make_relay: MakeRelay
-) -> None:
+def test_a_late_commit_goes_ahead_of_later_events_of_its_key(postgresql: str, make_relay: MakeRelay) -> None:
     """Also when the scans of the relay begin at a bound by then."""
     relay = make_relay(postgresql)
     other = _other_connection(postgresql)
@@ -217,9 +215,7 @@ def test_a_parked_event_that_does_not_block_lets_its_key_pass(alias: str, make_r
     assert held(alias) == {1: "parked"}
 
 
-def test_discarding_a_parked_event_lets_its_successors_go_in_order(
-    alias: str, make_relay: MakeRelay
-) -> None:
+def test_discarding_a_parked_event_lets_its_successors_go_in_order(alias: str, make_relay: MakeRelay) -> None:
     publish_all(alias, [1, 2, 3], key="k")
     relay = make_relay(alias)
     lease = relay.renew()
@@ -231,9 +227,7 @@ def test_discarding_a_parked_event_lets_its_successors_go_in_order(
     assert send_all(relay) == [2, 3, 4]
 
 
-def test_a_row_put_back_by_hand_is_sent_ahead_of_its_successors(
-    alias: str, make_relay: MakeRelay
-) -> None:
+def test_a_row_put_back_by_hand_is_sent_ahead_of_its_successors(alias: str, make_relay: MakeRelay) -> None:
     """As the admin does it, in the transaction that removes the held row."""
     publish_all(alias, [1, 2], key="k")
     relay = make_relay(alias)
@@ -263,9 +257,7 @@ def test_an_id_given_to_another_row_meanwhile_does_not_stop_promotion(
     assert sorted(sent) == [1, 2]
 
 
-def test_refusals_are_written_only_for_buckets_that_are_still_ours(
-    alias: str, make_relay: MakeRelay
-) -> None:
+def test_refusals_are_written_only_for_buckets_that_are_still_ours(alias: str, make_relay: MakeRelay) -> None:
     publish(alias, 1)
     slow, quick = make_relay(alias), make_relay(alias)
     lease = slow.renew()

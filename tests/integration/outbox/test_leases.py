@@ -1,0 +1,159 @@
+"""Several relays share one outbox: each bucket is with one of them, and moves on when that dies."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from django.db import connections
+
+from domain_event_broker.config import OutboxSettings
+from domain_event_broker.django.models import BUCKETS, RelayHeartbeat, RelayLease
+from domain_event_broker.django.relay_outbox import DjangoRelayOutbox
+from domain_event_broker.ports import Lease, Sent
+from tests.djangoapp.databases import run_in_thread
+from tests.harness.waiting import wait_until
+from tests.integration.outbox.content import number, publish, send_all
+
+MakeRelay = Callable[..., DjangoRelayOutbox]
+fork = multiprocessing.get_context("fork")
+
+
+def test_a_relay_alone_gets_all_buckets_at_once(alias: str, make_relay: MakeRelay) -> None:
+    assert set(make_relay(alias).renew().epochs) == set(range(BUCKETS))
+
+
+def test_a_newcomer_gets_its_half_after_two_rounds(alias: str, make_relay: MakeRelay) -> None:
+    old, new = make_relay(alias), make_relay(alias)
+    old.renew()
+    assert not new.renew().epochs
+    leases = [old.renew().epochs, new.renew().epochs]
+    assert [len(lease) for lease in leases] == [32, 32]
+    assert not set(leases[0]) & set(leases[1])
+
+
+def test_three_relays_share_everything_and_nothing_twice(alias: str, make_relay: MakeRelay) -> None:
+    relays = [make_relay(alias) for _ in range(3)]
+    for _ in range(3):
+        leases = [relay.renew() for relay in relays]
+    assert sorted(len(lease.epochs) for lease in leases) == [21, 21, 22]
+    assert set().union(*(lease.epochs for lease in leases)) == set(range(BUCKETS))
+
+
+def test_a_relay_that_leaves_frees_its_buckets_at_once(alias: str, make_relay: MakeRelay) -> None:
+    old, new = make_relay(alias), make_relay(alias)
+    old.renew()
+    old.leave()
+    assert len(new.renew().epochs) == BUCKETS
+
+
+def test_the_buckets_of_a_silent_relay_move_on_when_its_lease_ends(alias: str, make_relay: MakeRelay) -> None:
+    silent, other = make_relay(alias, lease_seconds=1.0), make_relay(alias, lease_seconds=1.0)
+    lease = silent.renew()
+    taken = wait_until(lambda: _full(other), 5, interval=0.1)
+    assert time.monotonic() > lease.deadline, "the silent one had stopped by itself before"
+    assert all(taken[bucket] > epoch for bucket, epoch in lease.epochs.items())
+    assert not silent.renew().epochs
+
+
+def test_the_deadline_of_a_lease_comes_before_its_end_in_the_database(
+    alias: str, make_relay: MakeRelay
+) -> None:
+    before = time.monotonic()
+    lease = make_relay(alias, lease_seconds=10.0).renew()
+    assert lease.deadline <= before + 10.0 * 0.8 + 0.5
+    ends = set(RelayLease.objects.using(alias).values_list("lease_until", flat=True))
+    assert all(abs(end - (time.time() + 10.0)) < 2.0 for end in ends)
+
+
+def test_lost_leases_are_written_again(alias: str, make_relay: MakeRelay) -> None:
+    relay = make_relay(alias)
+    relay.renew()
+    RelayLease.objects.using(alias).filter(bucket__gte=10).delete()
+    assert len(relay.renew().epochs) == BUCKETS
+
+
+def test_rebuilt_leases_are_not_taken_while_others_may_still_send(alias: str, make_relay: MakeRelay) -> None:
+    """The others hold leases in memory that the table no longer knows of."""
+    first, second = make_relay(alias, lease_seconds=1.0), make_relay(alias, lease_seconds=1.0)
+    deadline = max(first.renew().deadline, second.renew().deadline)
+    RelayLease.objects.using(alias).all().delete()
+    assert not first.renew().epochs
+    wait_until(lambda: first.renew().epochs, 5, interval=0.1)
+    assert time.monotonic() > deadline
+
+
+def test_relays_that_were_killed_are_forgotten_at_last(alias: str, make_relay: MakeRelay) -> None:
+    RelayHeartbeat.objects.using(alias).create(relay="dead", host="h", pid=1, started_at=0, seen_at=0)
+    make_relay(alias).renew()
+    assert RelayHeartbeat.objects.using(alias).count() == 1
+
+
+def test_two_relays_keep_the_order_of_every_key_and_lose_nothing(alias: str, make_relay: MakeRelay) -> None:
+    sent: list[tuple[str | None, int]] = []
+    lock, stop = threading.Lock(), threading.Event()
+
+    def relay_events() -> None:
+        relay = DjangoRelayOutbox(alias, OutboxSettings(lease_seconds=2.0))
+        renew_at = 0.0
+        lease = Lease({}, 0.0)
+        while not stop.is_set():
+            if time.monotonic() >= renew_at:
+                renew_at, lease = time.monotonic() + 0.3, relay.renew()
+            rows = relay.fetch(lease, 20)
+            with lock:
+                sent.extend((row.message.ordering_key, number(row)) for row in rows)
+            relay.settle(lease, [Sent(row) for row in rows], [])
+            if not rows:
+                relay.wait(0.05)
+        relay.leave()
+
+    threads = [run_in_thread(relay_events, alias) for _ in range(2)]
+    for n in range(400):
+        publish(alias, n, key=f"key-{n % 7}")
+    try:
+        wait_until(lambda: len(sent) >= 400, 30, lambda: f"{len(sent)} of 400 sent")
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(10)
+    assert len(sent) == 400
+    for key in {key for key, _ in sent}:
+        numbers = [n for k, n in sent if k == key]
+        assert numbers == sorted(numbers)
+
+
+def test_a_killed_relay_loses_nothing(postgresql: str, make_relay: MakeRelay) -> None:
+    """SIGKILL between sending and settling: the next relay sends the same rows again."""
+    for n in range(5):
+        publish(postgresql, n, key="k")
+    connections[postgresql].close()  # a child must not share it
+    fetched = fork.Event()
+    child = fork.Process(target=_fetch_and_hang, args=(postgresql, fetched), daemon=True)
+    child.start()
+    assert fetched.wait(20)
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    relay = make_relay(postgresql, lease_seconds=1.0)
+    assert send_all(relay) == [], "the lease of the dead one still runs"
+    sent: list[int] = []
+    wait_until(lambda: sent.extend(send_all(relay)) or sent, 5, interval=0.1)
+    assert sent == [0, 1, 2, 3, 4]
+
+
+def _full(relay: DjangoRelayOutbox) -> dict[int, int] | None:
+    epochs = dict(relay.renew().epochs)
+    return epochs if len(epochs) == BUCKETS else None
+
+
+def _fetch_and_hang(alias: str, fetched: Any) -> None:
+    relay = DjangoRelayOutbox(alias, OutboxSettings(lease_seconds=1.0))
+    assert len(relay.fetch(relay.renew(), 10)) == 5
+    fetched.set()
+    signal.pause()
