@@ -81,6 +81,7 @@ class DjangoRelayOutbox:
             self.alias, self._options.archive_days, subscriber_settings().inbox_days
         )
         self._epochs: dict[int, int] = {}
+        self._joined = False
         self._promote_at = 0.0
         # The clock of the database, as the reading of time.monotonic() that it is ahead of ours.
         self._clock_offset: float | None = None
@@ -101,6 +102,7 @@ class DjangoRelayOutbox:
         wakeups.add_sleeper(self.alias, self)
         self._clock_offset = unix_time(self._connection) - time.monotonic()
         lease = self._leases.renew()
+        self._joined = True
         epochs = dict(lease.epochs)
         if epochs != self._epochs:
             # Another relay may have left rows behind, and rows put back under their old ids.
@@ -175,8 +177,10 @@ class DjangoRelayOutbox:
         self._waiter.close()
         self._bound.reset()
         self._epochs = {}
+        joined, self._joined = self._joined, False
         try:
-            self._leases.leave()
+            if joined:
+                self._leases.leave()
             self._recover()
         except Exception as error:
             # The lease ends by itself, a little later.

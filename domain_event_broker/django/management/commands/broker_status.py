@@ -59,7 +59,7 @@ class Command(BrokerCommand):
             ]
             self.stdout.write("\n" + table(("RELAY", "BUCKETS", "SEEN"), rows))
         else:
-            self.stdout.write("No relay has run yet: start one with 'manage.py run_relay'.")
+            self.stdout.write("No relay is running: start one with 'manage.py run_relay'.")
         self.stdout.write("")
         if broker.problem:
             self.stdout.write(self.style.ERROR(f"Broker {broker.url}: {broker.problem}"))

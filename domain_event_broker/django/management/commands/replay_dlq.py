@@ -118,6 +118,9 @@ class Command(BrokerCommand):
     def _letters(self, queue: str) -> Iterator[DeadLetters]:
         transport = open_transport(self.settings())
         try:
+            if not transport.stats([queue])[queue].exists:
+                known = ", ".join(handler.name for handler in discover().all()) or "none"
+                raise CommandError(f"there is no queue {queue!r}; handlers of this project: {known}")
             yield transport.dead_letters(queue)
         finally:
             transport.close()
@@ -138,7 +141,7 @@ class Command(BrokerCommand):
         if letter.failure:
             failure = letter.failure
             self.stdout.write(
-                f"  {failure.reason}: {failure.error_type} {failure.message} ({failure.attempts} attempts)"
+                f"  {failure.reason}: {failure.error_type} {failure.message} (attempt {failure.attempts})"
             )
         body = letter.body.decode("utf-8", "replace")
         self.stdout.write(f"  {body if len(body) <= 200 else body[:197] + '...'}")
