@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ import pytest
 from tests.browser.chromium import Chromium
 from tests.harness.binaries import CHROMIUM, is_snap_only
 
-#: Where screenshots are kept, to be looked at.
-ARTEFACTS = Path(__file__).parent / "artefacts"
+#: Where screenshots are kept, to be looked at; TEST_ARTEFACTS names another folder.
+ARTEFACTS = Path(os.environ.get("TEST_ARTEFACTS", Path(__file__).parent / "artefacts"))
 
 
 @pytest.fixture

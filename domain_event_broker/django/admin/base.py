@@ -132,7 +132,7 @@ class StoredEventAdmin(ReadOnlyAdmin):
         """How often the broker refused it."""
         return int(event.attempts)
 
-    @admin.display(description="domain object id")
+    @admin.display(description="object id")
     def key(self, event: StoredEvent) -> str:
         """The key in whose order events are sent."""
         return event.ordering_key or display.EMPTY

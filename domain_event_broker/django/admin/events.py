@@ -107,7 +107,7 @@ class _ActingAdmin(StoredEventAdmin):
 class HeldEventAdmin(_ActingAdmin):
     """Events that are scheduled, will be tried again, or are parked until somebody decides."""
 
-    list_display = ("event", "short_state", "short_reason", "refusals", "due_at", "held_for")
+    list_display = ("event", "short_state", "short_reason", "due_at", "held_for")
     list_filter = ("state",)
     filterable = ("state",)
     actions = ("retry", "discard")
