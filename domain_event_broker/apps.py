@@ -1,4 +1,4 @@
-"""Lets ``INSTALLED_APPS`` say ``"domain_event_broker"``: the app itself lives in ``domain_event_broker.django``."""
+"""Lets ``INSTALLED_APPS`` say ``"domain_event_broker"``; the app is in ``domain_event_broker.django``."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Command(BrokerCommand):
         how.add_argument(
             "--migrate",
             action="store_true",
-            help="rebuild queues that exist with other arguments, moving their events; stop subscribers first",
+            help="rebuild queues that have other arguments, moving their events; stop subscribers first",
         )
 
     def run(self, **options: Any) -> int:
