@@ -74,7 +74,7 @@ def _run_reconnecting(connection: BaseDatabaseWrapper, handler: Handler, event: 
         return _run_once(connection, handler, event)
     except _NotAsked:
         # Django replaces a dead connection when it leaves the atomic block.
-        if used is None or used is connection.connection and connection.is_usable():
+        if used is None or (used is connection.connection and connection.is_usable()):
             raise
     connection.close()
     return _run_once(connection, handler, event)

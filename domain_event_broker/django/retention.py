@@ -107,7 +107,4 @@ class Housekeeping:
             self.due_at = time.monotonic() + PURGE_SECONDS
 
     def _purge_until(self, end: float) -> bool:
-        for _ in purge(self._alias, *self._days):
-            if time.monotonic() >= end:
-                return False
-        return True
+        return all(time.monotonic() < end for _ in purge(self._alias, *self._days))

@@ -234,7 +234,7 @@ class Waiter:
 
 def _can_listen(connection: Any) -> bool:
     """Tell whether this is PostgreSQL by way of psycopg 3; with psycopg2 a relay polls."""
-    return connection.vendor == "postgresql" and connection.Database.__name__ == "psycopg"
+    return bool(connection.vendor == "postgresql" and connection.Database.__name__ == "psycopg")
 
 
 def _copy(connection: BaseDatabaseWrapper) -> BaseDatabaseWrapper:

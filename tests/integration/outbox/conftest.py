@@ -18,13 +18,13 @@ VENDORS = ("sqlite", "postgresql", "mariadb")
 
 
 @pytest.fixture(scope="session")
-def _unblocked(django_db_blocker: Any) -> Iterator[None]:
+def unblocked(django_db_blocker: Any) -> Iterator[None]:
     with django_db_blocker.unblock():
         yield
 
 
 @pytest.fixture(scope="session")
-def sqlite_alias(_unblocked: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def sqlite_alias(unblocked: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Return the alias of a SQLite file."""
     path: Path = tmp_path_factory.mktemp("sqlite")
     with database("outbox_sqlite", sqlite_file(path, "outbox")) as alias:
@@ -32,7 +32,7 @@ def sqlite_alias(_unblocked: None, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
-def postgresql_alias(_unblocked: None, request: pytest.FixtureRequest) -> Iterator[str]:
+def postgresql_alias(unblocked: None, request: pytest.FixtureRequest) -> Iterator[str]:
     """Return the alias of a database on PostgreSQL."""
     server = request.getfixturevalue("postgres_server")
     with database("outbox_postgresql", server.create_database("outbox")) as alias:
@@ -40,7 +40,7 @@ def postgresql_alias(_unblocked: None, request: pytest.FixtureRequest) -> Iterat
 
 
 @pytest.fixture(scope="session")
-def mariadb_alias(_unblocked: None, request: pytest.FixtureRequest) -> Iterator[str]:
+def mariadb_alias(unblocked: None, request: pytest.FixtureRequest) -> Iterator[str]:
     """Return the alias of a database on MariaDB."""
     server = request.getfixturevalue("mariadb_server")
     with database("outbox_mariadb", server.create_database("outbox")) as alias:

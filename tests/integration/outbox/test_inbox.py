@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -36,10 +36,10 @@ class RouteTo:
 
 
 @pytest.fixture
-def home(alias: str, settings: Any) -> Iterator[str]:
+def home(alias: str, settings: Any) -> str:
     """Return the alias of the database in which everything lives."""
     settings.DATABASE_ROUTERS = [RouteTo(alias)]
-    yield alias
+    return alias
 
 
 def handler(call: Callable[[DomainEvent], Any], **options: Any) -> Handler:
@@ -279,7 +279,7 @@ def test_a_connection_that_died_while_idle_is_replaced(postgresql: str, settings
 
 
 def test_a_database_that_is_away_means_that_the_handler_was_not_called(
-    settings: Any, _unblocked: None
+    settings: Any, unblocked: None
 ) -> None:
     add_alias("away", "postgresql://nobody@127.0.0.1:1/none")
     settings.DATABASE_ROUTERS = [RouteTo("away")]
@@ -293,7 +293,7 @@ def test_a_database_that_is_away_means_that_the_handler_was_not_called(
 
 
 def test_a_missing_table_means_that_the_handler_was_not_called(
-    settings: Any, tmp_path: Any, _unblocked: None
+    settings: Any, tmp_path: Any, unblocked: None
 ) -> None:
     called: list[DomainEvent] = []
     with database("bare", sqlite_file(tmp_path, "bare"), migrate=False):

@@ -297,7 +297,7 @@ def test_no_lease_no_rows(alias: str, make_relay: MakeRelay) -> None:
     assert make_relay(alias).fetch(Lease({}, 0.0), 10) == []
 
 
-def test_missing_tables_are_named(tmp_path: Path, make_relay: MakeRelay, _unblocked: None) -> None:
+def test_missing_tables_are_named(tmp_path: Path, make_relay: MakeRelay, unblocked: None) -> None:
     with database("bare", sqlite_file(tmp_path, "bare"), migrate=False):
         relay = make_relay("bare")
         with pytest.raises(OutboxNotMigrated, match="migrate --database bare"):
@@ -306,7 +306,7 @@ def test_missing_tables_are_named(tmp_path: Path, make_relay: MakeRelay, _unbloc
 
 
 def test_a_database_that_is_away_says_so_and_is_used_again_when_back(
-    make_relay: MakeRelay, _unblocked: None
+    make_relay: MakeRelay, unblocked: None
 ) -> None:
     with PrivatePostgreSQL() as server:
         add_alias("flaky", server.url())

@@ -99,7 +99,7 @@ def test_a_dry_run_changes_nothing(alias: str) -> None:
     assert left(alias) == (5, 5)
 
 
-def test_the_command_fails_where_nothing_is_migrated(tmp_path: Any, _unblocked: None) -> None:
+def test_the_command_fails_where_nothing_is_migrated(tmp_path: Any, unblocked: None) -> None:
     with (
         database("bare", sqlite_file(tmp_path, "bare"), migrate=False),
         pytest.raises(CommandError, match="migrate --database bare") as raised,
