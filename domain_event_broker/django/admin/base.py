@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import django
 from django.contrib import admin
 from django.db.models import Model, Q, QuerySet
 from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 else:
     _ModelAdmin = admin.ModelAdmin
 
+#: Where the templates of the admin are.
+TEMPLATES = "admin/domain_event_broker"
 #: Characters of a reason that a list shows.
 _REASON_IN_LIST = 120
 
@@ -50,6 +54,16 @@ class ReadOnlyAdmin(_ModelAdmin):
     def may(self, request: HttpRequest, action: str) -> bool:
         """Tell whether the user has the permission ``action`` for this model."""
         return request.user.has_perm(f"{self.opts.app_label}.{action}_{self.opts.model_name}")
+
+    def page(self, request: HttpRequest, template: str, context: dict[str, Any]) -> HttpResponse:
+        """Return a page of our own, with what all pages of the admin have."""
+        common = {
+            **self.admin_site.each_context(request),
+            "opts": self.opts,
+            "media": self.media,
+            "breadcrumbs_are_a_list": django.VERSION >= (6, 1),
+        }
+        return TemplateResponse(request, f"{TEMPLATES}/{template}", {**common, **context})
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Read from the database that the outbox is in."""

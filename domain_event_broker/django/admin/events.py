@@ -9,7 +9,7 @@ from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
-from django.template.response import TemplateResponse
+from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
@@ -86,10 +86,7 @@ class _ActingAdmin(StoredEventAdmin):
         count = queryset.order_by()[: moves.ACTION_LIMIT].count()
         up_to = queryset.order_by("-pk").values_list("pk", flat=True).first() or 0
         context = {
-            **self.admin_site.each_context(request),
             **texts,
-            "opts": self.opts,
-            "media": self.media,
             "action_name": request.POST.get("action", ""),
             "checkbox_name": ACTION_CHECKBOX_NAME,
             "selected": request.POST.getlist(ACTION_CHECKBOX_NAME),
@@ -100,14 +97,14 @@ class _ActingAdmin(StoredEventAdmin):
             "button": texts["button"].format("1 event" if count == 1 else f"{count:,} events"),
             "limit": moves.ACTION_LIMIT,
         }
-        return TemplateResponse(request, "admin/domain_event_broker/confirm_action.html", context)
+        return self.page(request, "confirm_action.html", context)
 
 
 @admin.register(HeldEvent)
 class HeldEventAdmin(_ActingAdmin):
     """Events that are scheduled, will be tried again, or are parked until somebody decides."""
 
-    list_display = ("event", "short_state", "short_reason", "due_at", "held_for")
+    list_display = ("event", "short_state", "short_reason", "due", "held_for")
     list_filter = ("state",)
     filterable = ("state",)
     actions = ("retry", "discard")
@@ -135,6 +132,14 @@ class HeldEventAdmin(_ActingAdmin):
     def short_state(self, event: HeldEvent) -> SafeString:
         """The state in one word."""
         return format_html('<span class="deb-{}">{}</span>', event.state, event.state)
+
+    @admin.display(description="due")
+    def due(self, event: HeldEvent) -> str:
+        """Time until it goes back by itself."""
+        if event.due_at is None:
+            return display.EMPTY
+        seconds = (event.due_at - timezone.now()).total_seconds()
+        return f"in {display.seconds(seconds)}" if seconds > 0 else "now"
 
     @admin.display(description="held for")
     def held_for(self, event: HeldEvent) -> str:

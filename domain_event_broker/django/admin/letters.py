@@ -8,7 +8,6 @@ from urllib.parse import urlencode
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 
 from domain_event_broker import config
@@ -22,8 +21,6 @@ from domain_event_broker.errors import ConfigurationError, DomainEventBrokerErro
 from domain_event_broker.handlers import Handler, describe
 from domain_event_broker.ports import Decision
 from domain_event_broker.routing import check_queue_name
-
-_TEMPLATES = "admin/domain_event_broker/deadletter"
 
 
 @admin.register(DeadLetter)
@@ -148,13 +145,7 @@ class DeadLetterAdmin(ReadOnlyAdmin):
             self.message_user(request, f"{outcome.done:,} {noun} {done}.", messages.SUCCESS)
 
     def _page(self, request: HttpRequest, template: str, context: dict[str, Any]) -> HttpResponse:
-        common = {
-            **self.admin_site.each_context(request),
-            "opts": self.opts,
-            "media": self.media,
-            "list_url": self._url(),
-        }
-        return TemplateResponse(request, f"{_TEMPLATES}/{template}", {**common, **context})
+        return self.page(request, f"deadletter/{template}", {"list_url": self._url(), **context})
 
     def _url(self, queue: str = "") -> str:
         url = reverse(model_url(self.model, "changelist"), current_app=self.admin_site.name)
