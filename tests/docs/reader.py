@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 from tests.docs.pages import ROOT, Block, Page
@@ -85,8 +86,9 @@ class Reader:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        for command in list(self._workers):
-            self.stop(command)
+        with ExitStack() as stack:  # stops each, whatever becomes of the others
+            for command in list(self._workers):
+                stack.callback(self.stop, command)
 
     def follow(self, page: Page, meanwhile: Mapping[str, Callable[[], None]] | None = None) -> None:
         """Do what a page says, from its first block to its last.
