@@ -9,10 +9,12 @@ A transport's own test file is a few lines long::
         def open(self):
             return CarrierPigeonTransport(parse("pigeon://loft"))
 
-Run it with pytest. The hooks that can be filled in are those of
-:class:`~domain_event_broker.testing.TransportWorkbench`; only ``open`` must be. A promise that
-a transport does not make (see :class:`~domain_event_broker.ports.Capabilities`) is skipped, and
-says why. The promises themselves are written in :mod:`domain_event_broker.ports`.
+Run it with pytest; ``pytest.register_assert_rewrite("domain_event_broker.testing")`` in a
+``conftest.py``, before the import, makes failures explain themselves. The hooks that can be
+filled in are those of :class:`~domain_event_broker.testing.TransportWorkbench`; only ``open``
+must be. A promise that a transport does not make (see
+:class:`~domain_event_broker.ports.Capabilities`) is skipped, and says why. The promises
+themselves are written in :mod:`domain_event_broker.ports`.
 """
 
 from __future__ import annotations

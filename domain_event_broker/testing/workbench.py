@@ -39,6 +39,8 @@ Value = TypeVar("Value")
 class TransportWorkbench:
     """Hooks and tools of :class:`~domain_event_broker.testing.TransportContract`."""
 
+    #: What reports call the transport; default: the name of the class.
+    title: str | None = None
     #: Longest wait, in seconds, for something that the broker has promised to do.
     patience: float = 10.0
     #: Whether :meth:`advance` moves a clock instead of waiting.
@@ -160,7 +162,7 @@ class TransportWorkbench:
             found += [(self.now(), delivery) for delivery in batch]
             if not batch and self.now() > end:
                 raise AssertionError(
-                    f"{len(found)} of {count} deliveries came: {[found_[1] for found_ in found]}"
+                    f"{len(found)} of {count} deliveries came: {[delivery for _, delivery in found]}"
                 )
         return found
 

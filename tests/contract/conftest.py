@@ -4,10 +4,4 @@ from __future__ import annotations
 
 import pytest
 
-pytest.register_assert_rewrite(
-    "domain_event_broker.testing.letters",
-    "domain_event_broker.testing.publishing",
-    "domain_event_broker.testing.receiving",
-    "domain_event_broker.testing.settling",
-    "domain_event_broker.testing.workbench",
-)
+pytest.register_assert_rewrite("domain_event_broker.testing")

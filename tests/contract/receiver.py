@@ -1,5 +1,7 @@
 """A program that receives from a ``database:`` queue and tells what it got; tests start and kill it."""
 
+# ruff: noqa: T201 - a program that prints
+
 from __future__ import annotations
 
 import json
@@ -47,14 +49,14 @@ def connect(alias: str) -> Any:
 
 
 def receive(transport: Any, queue: str, acknowledge: bool, limit: int) -> None:
-    """Write ``got <event id>`` for each delivery."""
+    """Write ``ready``, then ``got <event id>`` for each delivery."""
     from domain_event_broker.ports import Action, Settlement, Subscription
 
     transport.subscribe(Subscription(queue, (f"{queue}.*",)))
+    print("ready", flush=True)
     while True:
         for delivery in transport.receive(limit, 1.0):
-            sys.stdout.write(f"got {delivery.event_id}\n")
-            sys.stdout.flush()
+            print(f"got {delivery.event_id}", flush=True)
             if acknowledge:
                 transport.settle([Settlement(delivery, Action.ACK)])
 
