@@ -116,10 +116,10 @@ class Family:
         """Return the log files of all that played a role."""
         return sorted(self._logs.glob(f"{role}*.log"))
 
-    def manage(self, *arguments: str, ok: Sequence[int] = (0,)) -> str:
+    def manage(self, *arguments: str) -> str:
         """Run ``manage.py`` to its end and return what it printed.
 
-        :raises Trouble: its exit code is not one of ``ok``.
+        :raises Trouble: it failed.
         """
         done = subprocess.run(
             [self._python, "manage.py", *arguments],
@@ -131,12 +131,19 @@ class Family:
             text=True,
             check=False,
         )
-        if done.returncode not in ok:
-            words = " ".join(arguments)
-            raise Trouble(
-                f"'manage.py {words}' failed with exit code {done.returncode}:\n{indented(done.stdout)}"
-            )
+        if done.returncode:
+            raise Trouble(self._failure(" ".join(arguments), done.returncode, done.stdout))
         return done.stdout
+
+    def _failure(self, words: str, code: int, output: str) -> str:
+        """Return what is said of a command that failed; the whole of its output goes to a log."""
+        log = self._logs / "failed-command.log"
+        log.write_text(output)
+        reason = output.strip().splitlines()[-1:] if "Traceback (" in output else [output]
+        return (
+            f"'manage.py {words}' failed with exit code {code}:\n{indented(''.join(reason))}\n"
+            f"All it printed is in {shown(log)}."
+        )
 
     @contextmanager
     def running(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:

@@ -38,7 +38,7 @@ def python_of_the_shop(options: Options, screen: Screen) -> str:
         _step(
             screen,
             "install",
-            f"this checkout{_extras(options)} and what it needs",
+            _words(options),
             lambda: _install(python, options),
         )
         STAMP.write_text(wanted)
@@ -80,6 +80,11 @@ def _install(python: Path, options: Options) -> None:
 
 def _extras(options: Options) -> str:
     return "[django,postgres]" if options.database_url else "[django]"
+
+
+def _words(options: Options) -> str:
+    servers = ", Django and the PostgreSQL driver" if options.database_url else " and Django"
+    return f"the library from this checkout{servers}"
 
 
 def _wanted(options: Options) -> str:

@@ -23,7 +23,7 @@ VISITORS = 4
 #: Seconds between two drawings of the live part, and between two lines where there is none.
 REDRAW_SECONDS, PLAIN_SECONDS = 0.12, 2.0
 #: Seconds for the web server to answer, and for all events to arrive.
-START_SECONDS, SETTLE_SECONDS = 30.0, 60.0
+START_SECONDS, SETTLE_SECONDS = 30.0, 120.0
 #: Where the shop is served, unless that port is taken.
 SERVE_PORT = 8000
 #: Dead letters that are looked at one by one.
@@ -113,12 +113,9 @@ class Show:
         wishes = self._wishes()
         first, second = round(len(wishes) * 0.6), round(len(wishes) * 0.85)
         self._title("Visitors place orders. Now and then the payment provider times out: ↻ is a retry.")
+        self._place(wishes[:first], halfway=self._kill if self._options.kill else None)
         if self._options.kill:
-            self._place(wishes[: first // 2])
-            self._kill()
-            self._place(wishes[first // 2 : first])
-        else:
-            self._place(wishes[:first])
+            self._settle()
         self._title("The payment provider breaks. After three retries an event is a dead letter: ✗")
         self._visitor.turn_provider(broken=True)
         self._place(wishes[first:second])
@@ -141,17 +138,25 @@ class Show:
             wishes[1] = Wish("compass", 1, "The Moon", "Leave it at the crater.")
         return wishes
 
-    def _place(self, wishes: list[Wish]) -> None:
+    def _place(self, wishes: list[Wish], halfway: Callable[[], None] | None = None) -> None:
         """Let visitors order, and watch."""
-        if not self._options.many:
-            for wish in wishes:
-                self._placed(wish, self._order(wish))
-                self._watch_for(1 / PACE)
+        if self._options.many:
+            self._place_many(wishes, halfway)
             return
+        for index, wish in enumerate(wishes):
+            if halfway and index == len(wishes) // 2:
+                halfway()
+            self._placed(wish, self._order(wish))
+            self._watch_for(1 / PACE)
+
+    def _place_many(self, wishes: list[Wish], halfway: Callable[[], None] | None) -> None:
         with ThreadPoolExecutor(VISITORS) as visitors:
             under_way = {visitors.submit(self._order, wish): wish for wish in wishes}
             try:
-                self._watch(lambda: self._collect(under_way))
+                if halfway:
+                    self._watch(lambda: self._collect(under_way) <= len(wishes) // 2)
+                    halfway()
+                self._watch(lambda: self._collect(under_way) == 0)
             finally:
                 for future in under_way:
                     future.cancel()
@@ -159,10 +164,11 @@ class Show:
     def _order(self, wish: Wish) -> str:
         return self._visitor.order(wish.product, wish.quantity, wish.destination, wish.note)
 
-    def _collect(self, under_way: dict[Future[str], Wish]) -> bool:
+    def _collect(self, under_way: dict[Future[str], Wish]) -> int:
+        """Note the orders that the shop has taken; return how many are under way still."""
         for future in [future for future in under_way if future.done()]:
             self._placed(under_way.pop(future), future.result())
-        return not under_way
+        return len(under_way)
 
     def _placed(self, wish: Wish, number: str) -> None:
         self._road.placed(number, f"{wish.quantity} {wish.product} → {wish.destination}")
@@ -175,6 +181,9 @@ class Show:
         self._say_workers("killed with -9")
         self._start_workers()
         self._say_workers("new ones")
+        self._screen.say(
+            "  The new relay may send when the lease of the dead one has ended, after 5 s.", "dim"
+        )
 
     def _show_dead_letters(self) -> None:
         self._screen.say()

@@ -6,6 +6,8 @@
   const list = page.querySelector(".timeline");
   const waiting = page.querySelector(".waiting");
   const pill = document.querySelector(".pill");
+  const late = "still waiting: the event may be on its way to a retry, or in the dead letters, which the admin shows";
+  let newest = Date.now();
   const passed = { placed: ["placed"], paid: ["placed", "paid"], shipped: ["placed", "paid", "shipped"] };
   const isOver = (status) => status === "shipped" || status === "declined";
 
@@ -24,7 +26,11 @@
   }
 
   function show(state) {
-    for (const event of state.events.slice(list.children.length)) list.append(item(event));
+    for (const event of state.events.slice(list.children.length)) {
+      list.append(item(event));
+      newest = Date.now();
+    }
+    waiting.textContent = Date.now() - newest > 8000 ? late : "waiting for the next event";
     pill.textContent = state.status_text;
     pill.className = "pill " + state.status;
     for (const step of document.querySelectorAll(".steps li")) {
