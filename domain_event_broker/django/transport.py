@@ -147,10 +147,12 @@ class DatabaseTransport:
         :raises ConfigurationError: called inside a transaction on this database.
         """
         self._session.refuse_transaction("settle")
-        held = [(self._held.pop(each.delivery.token, None), each) for each in settlements]
-        ours = {found[0]: settlement for found, settlement in held if found is not None}
-        if ours:
+        held = {each.delivery.token: each for each in settlements if each.delivery.token in self._held}
+        if held:
+            ours = {self._held[number][0]: settlement for number, settlement in held.items()}
             self._session.run(lambda: self._settle(ours))
+            for number in held:  # not before: what was not answered is given back by close()
+                del self._held[number]
             self._poll = POLL_SECONDS[0]  # a retry may be due soon
 
     def wake(self) -> None:

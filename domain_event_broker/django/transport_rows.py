@@ -127,9 +127,10 @@ class DeliveryRows:
             self._ours(chunk).update(due_at=0, holder=None)
 
     def delay(self, row_id: int, seconds: float, headers: str) -> None:
-        """Let a row of ours come back later, as one more retry."""
+        """Let a row of ours come back later, as one more retry, which no process has died with yet."""
         due_at = self._session.now() + round(seconds * 1000) if seconds > 0 else 0
-        self._ours([row_id]).update(due_at=due_at, holder=None, retries=F("retries") + 1, headers=headers)
+        retries = F("retries") + 1
+        self._ours([row_id]).update(due_at=due_at, holder=None, retries=retries, crashes=0, headers=headers)
 
     def bury(self, rows: Mapping[int, DeadDelivery]) -> None:
         """Move rows of ours to the dead letters. Must be called in a transaction."""
