@@ -71,11 +71,14 @@ def test_services_on_the_older_library_can_be_moved_with_their_queues(
             reader.see(["charged {'total': 1}"], SUBSCRIBER)
             reader.stop(SUBSCRIBER)
             _publish_as_the_older_library(broker_url, "order.placed", {"total": 2})
+            _publish_as_the_older_library(broker_url, "order.placed", {"total": 0}, "billing-charge-dlx")
         reader.do(block)
     reader.see(["charged {'total': 2}"], SUBSCRIBER)
     reader.shell("from orders.services import place_order; place_order(3)")
     reader.see(["charged {'total': 3}"], SUBSCRIBER)
     reader.run("python manage.py declare_queues --check", ["billing-charge: in place"])
+    reader.run("python manage.py replay_dlq billing-charge", ["billing-charge: replayed ...1/1 100%..."])
+    reader.see(["charged {'total': 0}"], SUBSCRIBER)
 
 
 def test_settings_of_the_reference_are_accepted(project: Reader) -> None:
@@ -99,7 +102,9 @@ def _declare_as_the_older_library(url: str, name: str, keys: list[str]) -> None:
             channel.queue_bind(name, f"{name}-retry", key)
 
 
-def _publish_as_the_older_library(url: str, routing_key: str, data: dict[str, int]) -> None:
+def _publish_as_the_older_library(
+    url: str, routing_key: str, data: dict[str, int], exchange: str = "domain-events"
+) -> None:
     """Send a body of domain-event-broker 3.0.2, with the properties that it sets: none but persistence."""
     fields = {
         "routing_key": routing_key,
@@ -112,6 +117,4 @@ def _publish_as_the_older_library(url: str, routing_key: str, data: dict[str, in
         channel = connection.channel()
         channel.confirm_delivery()
         persistent = pika.BasicProperties(delivery_mode=2)
-        channel.basic_publish(
-            "domain-events", routing_key, json.dumps(fields).encode(), persistent, mandatory=True
-        )
+        channel.basic_publish(exchange, routing_key, json.dumps(fields).encode(), persistent, mandatory=True)
