@@ -15,12 +15,12 @@ from queue import Queue
 
 from django.conf import settings as django_settings
 from django.db import transaction
-from domain_event_broker.django.relay_outbox import DjangoRelayOutbox
 
 from benchmarks.program import PAYLOAD, Figure
 from domain_event_broker import DomainEvent, config, publish_domain_event, publish_domain_events
 from domain_event_broker.config import BrokerSettings
 from domain_event_broker.django.models import ArchivedEvent, OutboxEvent
+from domain_event_broker.django.relay_outbox import DjangoRelayOutbox
 from domain_event_broker.events import Message, encode
 from domain_event_broker.execution import DirectInbox
 from domain_event_broker.handlers import Handler

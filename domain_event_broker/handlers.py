@@ -156,7 +156,7 @@ def subscribe(
         (registry if to is None else to).add(handler)
         return function
 
-    if len(binding_keys) == 1 and not isinstance(binding_keys[0], str):
+    if any(callable(key) for key in binding_keys):
         raise HandlerError("@subscribe needs the binding keys: @subscribe('order.placed')")
     return decorate
 

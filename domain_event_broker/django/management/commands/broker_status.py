@@ -18,6 +18,7 @@ from domain_event_broker.django.status import (
     outbox_status,
 )
 from domain_event_broker.django.terminal import table
+from domain_event_broker.ports import QueueStats
 
 
 class Command(BrokerCommand):
@@ -66,10 +67,11 @@ class Command(BrokerCommand):
             return
         self.stdout.write(f"Broker {broker.url}")
         header = ("HANDLER", "READY", "IN FLIGHT", "DELAYED", "DEAD", "CONSUMERS")
-        rows = [
-            (name, each.ready, each.in_flight, each.delayed, each.dead, each.consumers)
-            if each.exists
-            else (f"{name} (no queue yet)", None, None, None, None, None)
-            for name, each in broker.queues.items()
-        ]
-        self.stdout.write(table(header, rows) if rows else "No handlers are declared.")
+        lines = [_line(name, stats) for name, stats in broker.queues.items()]
+        self.stdout.write(table(header, lines) if lines else "No handlers are declared.")
+
+
+def _line(name: str, stats: QueueStats) -> tuple[str | int | None, ...]:
+    if not stats.exists:
+        return (f"{name} (no queue yet)", None, None, None, None, None)
+    return (name, stats.ready, stats.in_flight, stats.delayed, stats.dead, stats.consumers)
