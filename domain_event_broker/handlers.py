@@ -192,6 +192,10 @@ def _check_callable(name: str, function: Any) -> None:
         ) from error
 
 
+def _is_exception_class(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseException)
+
+
 def _is_async(function: Any) -> bool:
     call = getattr(type(function), "__call__", None)  # noqa: B004 - of an object, not whether it has one
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
@@ -209,7 +213,7 @@ def _check_options(handler: Handler) -> None:
             f"handler {handler.name!r}: queue_type={handler.queue_type!r}; use 'quorum' or 'classic'"
         )
     for kind in handler.retry_on:
-        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+        if not _is_exception_class(kind):
             raise HandlerError(
                 f"handler {handler.name!r}: retry_on holds {kind!r}, which is not an exception class"
             )
