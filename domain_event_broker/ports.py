@@ -187,7 +187,7 @@ class DeadLetters(Protocol):
         Ends, also when every answer is ``LEAVE``. Stops after ``limit`` letters were shown.
         A letter on its way back is stored in the handler's queue before it leaves the dead
         letters: killed in between, it is in both, never in neither. If ``decide`` raises,
-        the letter at hand and those not shown stay where they are.
+        what was decided before is done, the letter at hand and those not shown stay.
 
         The letters left are not delivered again, moved or changed by being looked at.
         """
@@ -231,7 +231,8 @@ class Transport(Protocol):
     def subscribe(self, subscription: Subscription) -> None:
         """Make sure that the queues of a handler exist and are bound, and receive from them.
 
-        Idempotent. An event published after it returns reaches the handler.
+        Idempotent. An event published after it returns reaches the handler. Binding keys are
+        added, never taken away: events may be on their way because of them.
 
         :raises QueueMismatch: a queue exists with other arguments.
         :raises UnsupportedOption: the subscription asks for what the transport cannot do.
