@@ -36,6 +36,14 @@ PROMOTE_SECONDS = 0.1
 #: Held rows that go back into the hot table in one transaction.
 PROMOTE_LIMIT = 500
 
+#: So many of our buckets, or fewer, are read one by one on PostgreSQL.
+FEW_BUCKETS = 12
+
+#: Leaves out rows whose key waits for a held one.
+_NOT_BLOCKED = (
+    f" AND NOT EXISTS (SELECT 1 FROM {HELD} h WHERE h.blocks_key AND h.ordering_key = o.ordering_key)"
+)
+
 P = ParamSpec("P")
 R = TypeVar("R")
 Self = TypeVar("Self", bound="DjangoRelayOutbox")
@@ -219,17 +227,16 @@ class DjangoRelayOutbox:
         return bool(found[0]), bool(found[1])
 
     def _scan(self, buckets: Collection[int], limit: int, blocked: bool) -> list[OutboxRow]:
-        """Read rows along the primary key: no sort, and no plan that old statistics could spoil."""
-        free = (
-            f" AND NOT EXISTS (SELECT 1 FROM {HELD} h WHERE h.blocks_key AND h.ordering_key = o.ordering_key)"
-            if blocked
-            else ""
-        )
+        """Read rows in the order of their ids.
+
+        Along the primary key, past the rows of other relays, if many buckets are ours; from
+        each bucket by itself if they are few. PostgreSQL is told which, since its statistics
+        of a table that is empty most of the time can be far from the truth.
+        """
+        few = self._connection.vendor == "postgresql" and len(buckets) <= FEW_BUCKETS
+        query = _each_bucket_query if few else _primary_key_query
         with self._connection.cursor() as cursor:
-            cursor.execute(
-                f"SELECT {ROW_COLUMNS} FROM {OUTBOX} o WHERE id > {self._bound.start()} "
-                f"AND bucket IN ({numbers(buckets)}){free} ORDER BY id LIMIT {int(limit)}"
-            )
+            cursor.execute(query(buckets, self._bound.start(), _NOT_BLOCKED if blocked else "", int(limit)))
             return [to_outbox_row(values) for values in cursor.fetchall()]
 
     def _look_at_transactions(self) -> None:
@@ -341,6 +348,26 @@ class DjangoRelayOutbox:
     def _for_update(self) -> str:
         """Row locks where the database has them; SQLite lets one connection write at a time."""
         return " FOR UPDATE" if self._connection.features.has_select_for_update else ""
+
+
+def _primary_key_query(buckets: Collection[int], start: int, condition: str, limit: int) -> str:
+    return (
+        f"SELECT {ROW_COLUMNS} FROM {OUTBOX} o WHERE id > {start} AND bucket IN ({numbers(buckets)})"
+        f"{condition} ORDER BY id LIMIT {limit}"
+    )
+
+
+def _each_bucket_query(buckets: Collection[int], start: int, condition: str, limit: int) -> str:
+    """Return a query that only the index on (bucket, id) can serve.
+
+    Comparing rows where ``bucket = ...`` would mean the same leaves the planner no way along the
+    primary key, through all the rows of other buckets.
+    """
+    in_bucket = f"(o.bucket, o.id) > (ours.bucket, {start}) AND (o.bucket, o.id) < (ours.bucket + 1, 0)"
+    rows = f"SELECT * FROM {OUTBOX} o WHERE {in_bucket}{condition} ORDER BY o.bucket, o.id LIMIT {limit}"
+    ours = f"unnest(ARRAY[{numbers(buckets)}]::smallint[]) ours (bucket)"
+    columns = ", ".join(f"o.{name}" for name in ROW_COLUMNS.split(", "))
+    return f"SELECT {columns} FROM {ours} CROSS JOIN LATERAL ({rows}) o ORDER BY o.id LIMIT {limit}"
 
 
 def _archive(source: str) -> str:

@@ -18,7 +18,7 @@ from domain_event_broker.django.relay_outbox import DjangoRelayOutbox
 from domain_event_broker.ports import Lease, Sent
 from tests.djangoapp.databases import run_in_thread
 from tests.harness.waiting import wait_until
-from tests.integration.outbox.content import number, publish, send_all
+from tests.integration.outbox.content import number, publish, refuse, send_all, stored
 
 MakeRelay = Callable[..., DjangoRelayOutbox]
 fork = multiprocessing.get_context("fork")
@@ -126,6 +126,30 @@ def test_two_relays_keep_the_order_of_every_key_and_lose_nothing(alias: str, mak
     for key in {key for key, _ in sent}:
         numbers = [n for k, n in sent if k == key]
         assert numbers == sorted(numbers)
+
+
+def test_many_relays_with_few_buckets_each_send_everything_in_order(
+    alias: str, make_relay: MakeRelay
+) -> None:
+    relays = [make_relay(alias, lease_seconds=30.0) for _ in range(8)]
+    for _ in range(3):
+        leases = [relay.renew() for relay in relays]
+    for n in range(200):
+        publish(alias, n, key=f"key-{n % 20}")
+    blocked = publish(alias, 200, key="key-0")
+    sent: list[tuple[str | None, int]] = []
+    for relay, lease in zip(relays, leases, strict=True):
+        rows = relay.fetch(lease, 500)
+        assert {row.bucket for row in rows} <= set(lease.epochs)
+        first = [row for row in rows if row.message.ordering_key == "key-0"][:1]
+        refuse(relay, lease, first, retry_in=None)
+        rows = relay.fetch(lease, 500)
+        relay.settle(lease, [Sent(row) for row in rows], [])
+        sent.extend((row.message.ordering_key, number(row)) for row in rows)
+    assert len(sent) == 190
+    for n in range(1, 20):
+        assert [each for key, each in sent if key == f"key-{n}"] == list(range(n, 200, 20))
+    assert stored(alias) == [*range(20, 200, 20), blocked.data["number"]]
 
 
 def test_a_killed_relay_loses_nothing(postgresql: str, make_relay: MakeRelay) -> None:
