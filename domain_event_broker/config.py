@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, get_args, get_type_hints
 from urllib.parse import urlsplit
@@ -94,6 +95,8 @@ class BrokerSettings:
 
 
 _provider: Callable[[], object] | None = None
+#: The raw setting that was read last, and what it meant.
+_last: tuple[object, BrokerSettings | None] | None = None
 
 
 def set_provider(provider: Callable[[], object] | None) -> None:
@@ -110,7 +113,14 @@ def current() -> BrokerSettings | None:
 
     :raises ConfigurationError: a key or a value is wrong; the message names it.
     """
-    return parse(_provider() if _provider is not None else defaults.BROKER)
+    global _last
+    value = _provider() if _provider is not None else defaults.BROKER
+    if _last is None or _last[0] != value:
+        # Asked for at each event: reading a dict anew would cost as much as storing the event.
+        # The copy notices a dict that is changed in place.
+        settings = parse(value)
+        _last = (deepcopy(value), settings)
+    return _last[1]
 
 
 def resolve(connection_settings: object) -> BrokerSettings | None:

@@ -198,3 +198,10 @@ def test_publish_on_commit_to_another_broker_sends_after_the_commit() -> None:
         close_connections()
         memory.forget("elsewhere")
     assert not OutboxEvent.objects.exists()
+
+
+def test_a_setting_changed_in_place_is_noticed(settings: Any) -> None:
+    settings.DOMAIN_EVENT_BROKER = {"URL": "memory:", "OUTBOX": {"BATCH_SIZE": 7}}
+    assert outbox_settings().batch_size == 7
+    settings.DOMAIN_EVENT_BROKER["OUTBOX"]["BATCH_SIZE"] = 8
+    assert outbox_settings().batch_size == 8
