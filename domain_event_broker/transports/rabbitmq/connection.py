@@ -197,6 +197,7 @@ class Channel:
     def ensure_open(self) -> None:
         """Raise the reason if it is closed."""
         if self.reason is not None:
+            self._connection.ensure_open()
             raise self.reason
 
     def ask(self, command: Callable[..., Any], **arguments: Any) -> Any:

@@ -6,9 +6,9 @@ point, the next run finds the helper and goes on:
 
 1. declare the helper, and bind it where the queue is bound: new events come into both
 2. take the queue's bindings away, and move its events to the helper
-3. delete the queue, which the broker does only if it is empty and has no consumer
+3. delete the queue, with an eye on what comes in at that moment
 4. declare it anew, bind it, take the helper's bindings away
-5. move the events back, and delete the helper if it is empty
+5. move the events back, and delete the helper
 
 Each event is stored in its next queue before it leaves the last one. Those published during
 steps 1 and 4 may be delivered twice.
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from domain_event_broker.errors import BrokerUnavailable, QueueMismatch
 from domain_event_broker.ports import Stored, Subscription
 from domain_event_broker.transports.rabbitmq import wire
-from domain_event_broker.transports.rabbitmq.connection import Channel, Connection, Fetched
+from domain_event_broker.transports.rabbitmq.connection import REPLY_TIMEOUT, Channel, Connection, Fetched
 from domain_event_broker.transports.rabbitmq.publishing import Outgoing, Sender
 from domain_event_broker.transports.rabbitmq.topology import (
     QueueSpec,
@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 #: Events moved at once.
 BATCH = 500
+#: Seconds without an event after which a queue counts as empty.
+QUIET_SECONDS = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,25 +105,17 @@ class Migration:
         self._settled()
         self._bind(queue.helper.name, queue)
         self._topology.unbind(queue.spec.name, queue.keys)
-        while True:
-            self._move(queue, queue.spec.name, queue.helper.name)
-            if self._topology.delete_if_idle(queue.spec.name):
-                return
-            # Something came in after the last look: by the old exchange of retries, for instance.
-            self._refuse_if_busy(queue.spec)
+        self._empty_and_delete(queue, queue.spec.name, queue.helper.name)
 
     def _put_back(self, queue: _Rebuild) -> int:
         self._topology.ensure(queue.spec)
         self._settled()
         self._bind(queue.spec.name, queue)
         self._unbind_helper(queue)
-        moved = 0
-        while True:
-            moved += self._move(queue, queue.helper.name, queue.spec.name)
-            if self._topology.delete_if_idle(queue.helper.name):
-                name = queue.spec.name
-                logger.info("queue %s rebuilt, %d events moved", name, moved, extra={"queue": name})
-                return moved
+        moved = self._empty_and_delete(queue, queue.helper.name, queue.spec.name)
+        name = queue.spec.name
+        logger.info("queue %s rebuilt, %d events moved", name, moved, extra={"queue": name})
+        return moved
 
     def _bind(self, name: str, queue: _Rebuild) -> None:
         """Bind the queue ``name`` where ``queue`` is, so also for retries of the older library."""
@@ -134,20 +128,28 @@ class Migration:
         if queue.keys and self._topology.exchange_exists(queue.old_retry_exchange):
             self._topology.unbind(queue.helper.name, queue.keys, exchange=queue.old_retry_exchange)
 
-    def _move(self, queue: _Rebuild, source: str, target: str) -> int:
-        moved = 0
-        with self._connection.channel() as channel:
-            while batch := self._fetch(channel, source):
-                self._store([_copy(fetched, target, queue) for fetched in batch])
-                channel.pika.basic_ack(batch[-1].method.delivery_tag, multiple=True)
-                moved += len(batch)
-        return moved
+    def _empty_and_delete(self, queue: _Rebuild, source: str, target: str) -> int:
+        """Move all events from ``source`` to ``target``, delete it, and return how many there were.
 
-    def _fetch(self, channel: Channel, source: str) -> list[Fetched]:
-        batch: list[Fetched] = []
-        while len(batch) < BATCH and (fetched := channel.get(source)) is not None:
-            batch.append(fetched)
-        return batch
+        Quorum queues cannot be deleted "if empty". So the last look is that of a consumer which
+        excludes all others: what comes in up to the deletion is delivered to it before the
+        broker cancels it, and moves after the deletion. That is a matter of milliseconds, and
+        concerns nothing but retries and replays that arrive in them.
+        """
+        with self._connection.channel() as channel:
+            drain = _Drain(self._connection, channel, source)
+            moved = self._move(queue, drain, target)
+            self._topology.delete(source)
+            drain.wait_for_the_end()
+            return moved + self._move(queue, drain, target)
+
+    def _move(self, queue: _Rebuild, drain: _Drain, target: str) -> int:
+        moved = 0
+        while batch := drain.batch():
+            self._store([_copy(fetched, target, queue) for fetched in batch])
+            drain.ack(batch)
+            moved += len(batch)
+        return moved
 
     def _store(self, copies: Sequence[Outgoing]) -> None:
         # Nothing is acknowledged unless all are stored: a batch cut short moves again as a whole.
@@ -166,6 +168,40 @@ class Migration:
                 f"the queue {spec.name!r} has {state.consumers} consumers and cannot be rebuilt under them; "
                 "stop its subscribers first, then migrate again"
             )
+
+
+class _Drain:
+    """The only consumer of a queue that is about to be deleted."""
+
+    def __init__(self, connection: Connection, channel: Channel, queue: str) -> None:
+        self._connection = connection
+        self._channel = channel
+        self._arrived: list[Fetched] = []
+        self._ended: list[object] = []
+        channel.pika.add_on_cancel_callback(self._ended.append)
+        channel.ask(channel.pika.basic_qos, prefetch_count=BATCH)
+        channel.ask(
+            channel.pika.basic_consume,
+            queue=queue,
+            on_message_callback=lambda _channel, *message: self._arrived.append(Fetched(*message)),
+            exclusive=True,
+        )
+
+    def batch(self) -> list[Fetched]:
+        """Return what has come; nothing, if it stays quiet for a moment."""
+        if not self._ended:
+            self._connection.run_until(lambda: self._arrived, QUIET_SECONDS)
+        batch, self._arrived = self._arrived, []
+        return batch
+
+    def ack(self, batch: Sequence[Fetched]) -> None:
+        """Acknowledge what was moved; the broker does not mind that the queue is gone."""
+        self._channel.ensure_open()
+        self._channel.pika.basic_ack(batch[-1].method.delivery_tag, multiple=True)
+
+    def wait_for_the_end(self) -> None:
+        """Wait until the broker says that nothing will come any more."""
+        self._connection.run_until(lambda: self._ended, REPLY_TIMEOUT)
 
 
 def _copy(fetched: Fetched, target: str, queue: _Rebuild) -> Outgoing:

@@ -188,19 +188,10 @@ class Topology:
         self._channel: Channel | None = None
 
     def declare_exchange(self) -> None:
-        """Make sure that the exchange of the events exists, without asking for more rights than needed.
-
-        :raises QueueMismatch: it exists with another type.
-        """
-        name, kind = self._settings.exchange, self._settings.exchange_type
-        if self._exchange_exists():
-            return
-        error = self._attempt(
-            lambda c: c.ask(c.pika.exchange_declare, exchange=name, exchange_type=kind, durable=True)
-        )
-        if error is not None:
-            self._raise_exchange_error(error)
-        logger.info("exchange %s declared", name)
+        """Make sure that the exchange of the events exists; that takes no more rights than publishing."""
+        if not self._exchange_exists():
+            self._ensure_exchange()
+            logger.info("exchange %s declared", self._settings.exchange)
 
     def declare(self, wanted: Subscription, settled: Callable[[], None]) -> Layout:
         """Declare and bind what a subscription needs; return the queues that can be used.
@@ -208,8 +199,8 @@ class Topology:
         :param settled: called when quorum queues were created; returns when they are safe.
         :raises QueueMismatch: a queue exists with other arguments.
         """
-        self.declare_exchange()
         layout = layout_of(wanted)
+        self._ensure_exchange()
         self._refuse_half_migrated(layout, wanted)
         usable: set[str] = set()
         created = [spec for spec in layout.all() if self._declare(spec, wanted, usable)]
@@ -289,16 +280,11 @@ class Topology:
         """Tell whether there is an exchange of this name."""
         return self._attempt(lambda c: c.ask(c.pika.exchange_declare, exchange=name, passive=True)) is None
 
-    def delete_if_idle(self, name: str) -> bool:
-        """Delete a queue that is empty and has no consumer; tell whether it is gone."""
-        error = self._attempt(
-            lambda channel: channel.ask(channel.pika.queue_delete, queue=name, if_empty=True, if_unused=True)
-        )
-        if error is None or error.reply_code == _NOT_FOUND:
-            return True
-        if error.reply_code == _MISMATCH:
-            return False
-        raise error
+    def delete(self, name: str) -> None:
+        """Delete a queue."""
+        error = self._attempt(lambda channel: channel.ask(channel.pika.queue_delete, queue=name))
+        if error is not None:
+            raise error
 
     def _refuse_half_migrated(self, layout: Layout, wanted: Subscription) -> None:
         """Refuse to start beside the helper of a migration that was killed: events would gather there."""
@@ -331,6 +317,9 @@ class Topology:
         difference = self.mismatch(spec)
         if not difference:
             return True
+        if self._is_our_quorum_queue(spec, wanted):
+            difference = "received 'classic' but current is 'quorum' for arg 'x-queue-type'"
+            raise QueueMismatch(_mismatch_text(spec, wanted, difference))
         vital = _argument(difference) in _VITAL
         if wanted.queue_type != "classic" or (vital and spec.name == wanted.name):
             raise QueueMismatch(_mismatch_text(spec, wanted, difference))
@@ -346,6 +335,12 @@ class Topology:
             extra={"queue": spec.name},
         )
         return not is_delay
+
+    def _is_our_quorum_queue(self, spec: QueueSpec, wanted: Subscription) -> bool:
+        """Tell whether this handler used to ask for a quorum queue; the broker may name another argument."""
+        if wanted.queue_type == "quorum" or spec.name != wanted.name or _is_transient(wanted):
+            return False
+        return not self.mismatch(_handler_queue(replace(wanted, queue_type="quorum")))
 
     def _active(self, spec: QueueSpec) -> pika.exceptions.ChannelClosedByBroker | None:
         return self._attempt(
@@ -368,6 +363,20 @@ class Topology:
         except pika.exceptions.ChannelClosedByBroker as error:
             return error
         return None
+
+    def _ensure_exchange(self) -> None:
+        """Declare the exchange, or compare it with what is wanted.
+
+        :raises QueueMismatch: it exists with another type.
+        """
+        name, kind = self._settings.exchange, self._settings.exchange_type
+        if not name:
+            return
+        error = self._attempt(
+            lambda c: c.ask(c.pika.exchange_declare, exchange=name, exchange_type=kind, durable=True)
+        )
+        if error is not None:
+            self._raise_exchange_error(error)
 
     def _exchange_exists(self) -> bool:
         return not self._settings.exchange or self.exchange_exists(self._settings.exchange)

@@ -25,14 +25,22 @@ def settings_of(value: object) -> BrokerSettings:
 
 @pytest.fixture(autouse=True)
 def _queues_settle_at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spare tests the wait that guards new queues, unless they kill the broker."""
-    if "settling" not in request.keywords:
+    """Spare tests the wait that guards new queues, unless they kill the broker and ask for it."""
+    if "settling" not in request.fixturenames:
         monkeypatch.setattr(topology, "SETTLE_SECONDS", 0.0)
 
 
 @pytest.fixture
-def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
-    """Return a function that opens a transport, by default to the shared broker; all are closed."""
+def settling() -> None:
+    """Let new queues settle, as outside of tests."""
+
+
+@pytest.fixture
+def connect(request: pytest.FixtureRequest, handler: object) -> Iterator[Connect]:
+    """Return a function that opens a transport, by default to the shared broker; all are closed.
+
+    It needs ``handler`` so that it is torn down before the queues are.
+    """
     opened: list[RabbitMQTransport] = []
 
     def open_one(value: object = None) -> RabbitMQTransport:
@@ -47,7 +55,7 @@ def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
 
 @pytest.fixture
 def handler(
-    fresh_name: Callable[[str], str], rabbitmq_server: PrivateRabbitMQ
+    fresh_name: Callable[[str], str], request: pytest.FixtureRequest
 ) -> Iterator[Callable[..., Subscription]]:
     """Return a function that makes a subscription bound to ``<name>.#``; its queues are deleted."""
     names: list[str] = []
@@ -59,6 +67,9 @@ def handler(
         return Subscription(**fields)  # type: ignore[arg-type]
 
     yield make
+    if not names:
+        return
+    rabbitmq_server = request.getfixturevalue("rabbitmq_server")
     with pika.BlockingConnection(pika.URLParameters(rabbitmq_server.url())) as connection:
         for name in names:
             delete_queues(connection, name)

@@ -138,8 +138,10 @@ def test_headers_that_send_copies_elsewhere_are_not_sent(connect, handler) -> No
     assert (got.queue, dict(got.headers)) == (wanted.name, {"kept": "1"})
 
 
-def test_an_exchange_deleted_in_the_middle_is_told_and_declared_again(connect, handler, channel, fresh_name, rabbitmq_server) -> None:  # fmt: skip
-    exchange = fresh_name("exchange")
+def test_an_exchange_deleted_in_the_middle_is_told_and_declared_again(
+    connect, handler, channel, rabbitmq_server
+) -> None:
+    exchange = f"{handler().name}-exchange"
     settings = {"URL": rabbitmq_server.url(), "EXCHANGE": exchange}
     wanted = handler()
     transport = connect(settings)
@@ -156,7 +158,9 @@ def test_an_exchange_deleted_in_the_middle_is_told_and_declared_again(connect, h
     channel.exchange_delete(exchange)
 
 
-def test_a_connection_lost_while_idle_is_replaced_before_anything_is_sent(connect, handler, rabbitmq_server) -> None:  # fmt: skip
+def test_a_connection_lost_while_idle_is_replaced_before_anything_is_sent(
+    connect, handler, rabbitmq_server
+) -> None:
     wanted = handler()
     transport = connect()
     publisher = connect()
