@@ -148,7 +148,9 @@ def test_a_parked_event_is_understood_and_sent(visit: Visit, picture: Callable[[
     assert '"note": "<script>' in browser.text(".field-payload")
     picture("held-event")
     browser.click("button[value=retry]", leads_on=True)
-    assert "1 event was put back into the outbox." in browser.text(".messagelist")
+    assert "1 event was made due now." in browser.text(".messagelist")
+    assert HeldEvent.objects.get(pk=parked.pk).state == HeldEvent.State.RETRYING
+    stage.look_as_a_relay()
     assert OutboxEvent.objects.get().pk == parked.outbox_id
     visit.open(f"{ADMIN}/outboxevent/")
     assert parked.event_id in browser.text("#result_list")

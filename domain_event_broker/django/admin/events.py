@@ -148,8 +148,8 @@ class HeldEventAdmin(_ActingAdmin):
 
     @admin.action(permissions=["retry"], description="Retry now")
     def retry(self, request: HttpRequest, queryset: QuerySet[HeldEvent]) -> None:
-        """Put events back into the hot table."""
-        self._act(request, queryset, moves.retry, "Put back into the outbox")
+        """Make events due; their relay sends them next."""
+        self._act(request, queryset, moves.retry, "Made due now")
 
     @admin.action(permissions=["discard"], description="Discard…")
     def discard(self, request: HttpRequest, queryset: QuerySet[HeldEvent]) -> HttpResponse | None:

@@ -11,10 +11,11 @@ from django.utils import timezone
 
 from domain_event_broker import DomainEvent, config
 from domain_event_broker.django.models import ArchivedEvent, HeldEvent, OutboxEvent
+from domain_event_broker.django.relay_outbox import DjangoRelayOutbox
 from domain_event_broker.django.rows import bucket_of
 from domain_event_broker.events import encode
 from domain_event_broker.failures import Failure
-from domain_event_broker.ports import Action, Settlement, Stored, Subscription
+from domain_event_broker.ports import Action, OutboxRow, Settlement, Stored, Subscription
 from domain_event_broker.transports import open_transport
 
 #: What a careless admin would run.
@@ -37,21 +38,25 @@ def columns(routing_key: str, data: Any = None, key: str | None = None) -> dict[
     }
 
 
-def waiting(routing_key: str = "order.placed", **options: Any) -> OutboxEvent:
+def waiting(routing_key: str = "order.placed", using: str = "default", **options: Any) -> OutboxEvent:
     """Store an event that waits."""
-    return OutboxEvent.objects.create(**columns(routing_key, **options))
+    return OutboxEvent.objects.using(using).create(**columns(routing_key, **options))
 
 
 def held(
-    routing_key: str = "order.placed", state: str = HeldEvent.State.PARKED, reason: str = "", **options: Any
+    routing_key: str = "order.placed",
+    state: str = HeldEvent.State.PARKED,
+    reason: str = "",
+    using: str = "default",
+    **options: Any,
 ) -> HeldEvent:
     """Store an event that is held; one that was refused had a place in the outbox."""
     scheduled = state == HeldEvent.State.SCHEDULED
-    return HeldEvent.objects.create(
+    return HeldEvent.objects.using(using).create(
         **columns(routing_key, **options),
         state=state,
         due_at=None if state == HeldEvent.State.PARKED else timezone.now() + timedelta(hours=1),
-        outbox_id=None if scheduled else _place_once_taken(),
+        outbox_id=None if scheduled else _place_once_taken(using),
         attempts=0 if scheduled else 8,
         reason=reason,
         blocks_key=not scheduled,
@@ -59,19 +64,30 @@ def held(
     )
 
 
-def _place_once_taken() -> int:
+def _place_once_taken(using: str) -> int:
     """Return the id of a waiting event that has gone: the database does not give it again."""
-    row = waiting()
+    row = waiting(using=using)
     place = int(row.pk)
     row.delete()
     return place
 
 
-def sent(routing_key: str = "order.placed", unroutable: bool = False, **options: Any) -> ArchivedEvent:
+def sent(
+    routing_key: str = "order.placed", unroutable: bool = False, using: str = "default", **options: Any
+) -> ArchivedEvent:
     """Store an event that was sent."""
-    return ArchivedEvent.objects.create(
+    return ArchivedEvent.objects.using(using).create(
         **columns(routing_key, **options), outbox_id=1, published_at=timezone.now(), unroutable=unroutable
     )
+
+
+def look_as_a_relay(alias: str = "default") -> list[OutboxRow]:
+    """Return what a relay would send now; it puts due events back into the hot table for that."""
+    relay = DjangoRelayOutbox(alias)
+    try:
+        return relay.fetch(relay.renew(), 1000)
+    finally:
+        relay.leave()
 
 
 def user(name: str, *permissions: str) -> User:

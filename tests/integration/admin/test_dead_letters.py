@@ -9,6 +9,7 @@ from urllib.parse import quote
 import pytest
 from django.contrib.admin.models import CHANGE, DELETION, LogEntry
 from django.contrib.auth.models import User
+from django.db import connection
 from django.test import Client
 from django.urls import reverse
 
@@ -180,6 +181,16 @@ def _bury_bodies(queue: str, *bodies: bytes) -> None:
             left -= len(deliveries)
     finally:
         transport.close()
+
+
+def test_works_inside_the_transaction_of_a_request(
+    broker: str, admin: Client, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = stage.bury(queue, *events(2))
+    monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
+    assert "1 letter was replayed." in said(act(admin, queue, "replay", first))
+    assert "1 letter was discarded." in said(act(admin, queue, "discard", second, confirmed="yes"))
+    assert stage.depths(queue) == (1, 0)
 
 
 # --- permissions ------------------------------------------------------------------------

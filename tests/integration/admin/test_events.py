@@ -213,28 +213,33 @@ def test_the_lists_work_without_time_zones(admin: Client, settings: Any) -> None
 # --- acting -----------------------------------------------------------------------------
 
 
-def test_retry_puts_a_refused_event_back_into_its_old_place(admin: Client) -> None:
+def test_retry_sends_a_parked_event_from_its_old_place_with_all_its_tries(admin: Client) -> None:
     event = stage.held(key="order-7", reason="refused")
+    later = stage.waiting(key="order-7")
+    assert stage.look_as_a_relay() == []
     response = run(admin, "heldevent", "retry", event)
-    assert "1 event was put back into the outbox" in said(response)
+    assert "1 event was made due now" in said(response)
+    first, second = stage.look_as_a_relay()
+    assert (first.id, second.id) == (event.outbox_id, later.pk)
+    assert first.message == event.to_message()
+    assert first.attempts == 0
     assert not HeldEvent.objects.exists()
-    row = OutboxEvent.objects.get()
-    assert row.pk == event.outbox_id
-    assert row.attempts == 0
-    assert row.created_at == event.created_at
-    assert row.to_message() == event.to_message()
-    assert (row.bucket, row.ordering_key) == (event.bucket, "order-7")
+    assert OutboxEvent.objects.get(pk=first.id).created_at == event.created_at
 
 
-def test_retry_sends_a_scheduled_event_now_at_the_end_of_the_outbox(admin: Client) -> None:
+def test_retry_does_not_wait_for_the_next_try_of_a_refused_event(admin: Client) -> None:
+    event = stage.held(state=HeldEvent.State.RETRYING)
+    run(admin, "heldevent", "retry", event)
+    assert [row.id for row in stage.look_as_a_relay()] == [event.outbox_id]
+
+
+def test_retry_sends_a_scheduled_event_now(admin: Client) -> None:
     before, event = stage.waiting(), stage.held(state=HeldEvent.State.SCHEDULED)
     run(admin, "heldevent", "retry", event)
-    row = OutboxEvent.objects.get(event_id=event.event_id)
-    assert row.pk > before.pk
-    assert row.created_at > event.created_at
+    assert [row.message.event_id for row in stage.look_as_a_relay()] == [before.event_id, event.event_id]
 
 
-def test_retry_moves_every_event_that_the_filter_means_when_all_are_chosen(
+def test_retry_is_for_every_event_that_the_filter_means_when_all_are_chosen(
     admin: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(moves, "BATCH", 2)
@@ -242,9 +247,9 @@ def test_retry_moves_every_event_that_the_filter_means_when_all_are_chosen(
     other = stage.held(state=HeldEvent.State.SCHEDULED)
     data = {"action": "retry", "_selected_action": [events[0].pk], "index": "0", "select_across": "1"}
     response = admin.post(f"{url('heldevent')}?state__exact=parked", data, follow=True)
-    assert "5 events were put back" in said(response)
+    assert "5 events were made due now" in said(response)
+    assert [row.id for row in stage.look_as_a_relay()] == [event.outbox_id for event in events]
     assert list(HeldEvent.objects.all()) == [other]
-    assert {row.pk for row in OutboxEvent.objects.all()} == {event.outbox_id for event in events}
 
 
 def test_one_click_acts_on_a_bounded_number_and_says_so(
@@ -253,9 +258,9 @@ def test_one_click_acts_on_a_bounded_number_and_says_so(
     monkeypatch.setattr(moves, "ACTION_LIMIT", 2)
     events = [stage.held() for _ in range(3)]
     response = run(admin, "heldevent", "retry", *events)
-    assert "2 events were put back" in said(response)
+    assert "2 events were made due now" in said(response)
     assert "repeat it for the rest" in said(response)
-    assert list(HeldEvent.objects.all()) == events[2:]
+    assert list(HeldEvent.objects.filter(state=HeldEvent.State.PARKED)) == events[2:]
 
 
 def test_discard_asks_first_and_deletes_then(admin: Client) -> None:
@@ -373,6 +378,8 @@ def test_the_relay_is_woken_when_the_events_are_committed(
 def test_an_event_taken_by_somebody_else_is_not_sent_twice(admin: Client) -> None:
     event = stage.held()
     run(admin, "heldevent", "retry", event)
+    stage.look_as_a_relay()
     response = run(admin, "heldevent", "retry", event)
-    assert "0 events were put back" in said(response)
+    assert "0 events were made due now" in said(response)
+    assert "gone, or a relay is working on them" in said(response)
     assert OutboxEvent.objects.count() == 1
