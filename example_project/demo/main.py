@@ -25,7 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the show; return the exit code."""
     options = parse(arguments)
     screen = Screen()
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell may have had the first ignored
+        signal.signal(number, _interrupt)
     try:
         with _alone(options.state):
             return BALANCED if _perform(options, screen) else UNBALANCED
