@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from django.apps import apps
 from django.conf import settings
-from django.db import router
+from django.db import connections, router
 
 from domain_event_broker import config
 from domain_event_broker import settings as defaults
 from domain_event_broker.config import OutboxSettings, SubscriberSettings
+from domain_event_broker.errors import ConfigurationError
 
 
 def raw_setting() -> object:
@@ -33,3 +34,14 @@ def outbox_alias() -> str:
     return outbox_settings().database or router.db_for_write(
         apps.get_model("domain_event_broker", "OutboxEvent")
     )
+
+
+def known_alias(alias: str) -> str:
+    """Return ``alias`` if the project has such a database.
+
+    :raises ConfigurationError: it does not; the message lists those that it has.
+    """
+    if alias not in connections.settings:
+        known = ", ".join(sorted(connections.settings))
+        raise ConfigurationError(f"there is no database {alias!r} in DATABASES; known are {known}")
+    return alias

@@ -50,6 +50,11 @@ def numbers(values: Iterable[int]) -> str:
     return ", ".join(str(int(value)) for value in values) or "NULL"
 
 
+def to_text(foreign: str) -> str:
+    """Return a text that a broker or an exception wrote as every database can store it."""
+    return foreign.encode("utf-8", "backslashreplace").decode().replace("\x00", "\\x00")
+
+
 def is_missing_table(error: BaseException) -> bool:
     """Tell whether a statement failed because its table does not exist."""
     cause = error.__cause__

@@ -15,8 +15,20 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from domain_event_broker.config import OutboxSettings
 from domain_event_broker.django import wakeups
-from domain_event_broker.django.conf import outbox_alias, outbox_settings, subscriber_settings
-from domain_event_broker.django.database import is_locked, numbers, to_parameter, unavailable, unix_time
+from domain_event_broker.django.conf import (
+    known_alias,
+    outbox_alias,
+    outbox_settings,
+    subscriber_settings,
+)
+from domain_event_broker.django.database import (
+    is_locked,
+    numbers,
+    to_parameter,
+    to_text,
+    unavailable,
+    unix_time,
+)
 from domain_event_broker.django.lease_table import LeaseTable
 from domain_event_broker.django.models import HeldEvent
 from domain_event_broker.django.retention import Housekeeping
@@ -77,11 +89,12 @@ class DjangoRelayOutbox:
 
     :param alias: alias of the database; default: the one that the settings and routers name.
     :param options: settings of the outbox; default: those of the project.
+    :raises ConfigurationError: there is no database of this alias.
     """
 
     def __init__(self, alias: str | None = None, options: OutboxSettings | None = None) -> None:
         self._options = options or outbox_settings()
-        self.alias = alias or outbox_alias()
+        self.alias = known_alias(alias or outbox_alias())
         self._leases = LeaseTable(self.alias, self._options.lease_seconds)
         self._bound = ScanBound()
         self._waiter = Waiter(self.alias, self._options.listen)
@@ -329,7 +342,7 @@ class DjangoRelayOutbox:
     def _copy_to_held(self, cursor: Any, held: Held) -> None:
         parked = held.retry_in is None
         state = HeldEvent.State.PARKED if parked else HeldEvent.State.RETRYING
-        values = [state.value, held.row.attempts + 1, held.reason, held.block_key, self._now()]
+        values = [state.value, held.row.attempts + 1, to_text(held.reason), held.block_key, self._now()]
         values += [] if held.retry_in is None else [self._now(held.retry_in)]
         cursor.execute(
             f"INSERT INTO {HELD} (state, attempts, reason, blocks_key, held_at, due_at, "

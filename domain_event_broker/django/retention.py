@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from django.db import Error
+from django.db import Error, router
 from django.db.models import Manager
 
 from domain_event_broker.django.database import to_field
@@ -42,7 +42,7 @@ def purge(
 ) -> Iterator[Purged]:
     """Delete old rows in batches, each a transaction of its own, and tell after each.
 
-    :param alias: database of the outbox.
+    :param alias: the database; tables that routers keep out of it are left out.
     :param archive_days: age of sent events to delete; ``None``: leave them.
     :param inbox_days: age of handled events to forget; ``None``: leave them. An event that is
         delivered again after it was forgotten is handled again.
@@ -66,7 +66,7 @@ def _old_rows(alias: str, archive_days: float | None, inbox_days: float | None) 
     return [
         (name, manager.using(alias).filter(**{f"{column}__lt": _ago(days)}).order_by(column))
         for name, manager, column, days in tables
-        if days is not None
+        if days is not None and router.allow_migrate_model(alias, manager.model)
     ]
 
 

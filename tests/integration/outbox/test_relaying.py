@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.db import connections, transaction
 
 from domain_event_broker import publish_domain_event
+from domain_event_broker.config import OutboxSettings
 from domain_event_broker.django.models import ArchivedEvent, HeldEvent, OutboxEvent
 from domain_event_broker.django.relay_outbox import DjangoRelayOutbox
-from domain_event_broker.errors import OutboxNotMigrated, OutboxUnavailable
-from domain_event_broker.ports import Lease, Sent
+from domain_event_broker.errors import ConfigurationError, OutboxNotMigrated, OutboxUnavailable
+from domain_event_broker.ports import Held, Lease, Sent
 from tests.djangoapp.databases import add_alias, database, remove_alias, run_in_thread, sqlite_file
 from tests.harness.postgres import PrivatePostgreSQL
 from tests.harness.waiting import wait_until
@@ -290,6 +292,45 @@ def test_pending_counts_what_relays_will_send_by_themselves(alias: str, make_rel
     assert relay.pending() == 5
     HeldEvent.objects.using(alias).update(state="parked", due_at=None)
     assert relay.pending() == 2
+
+
+def test_reasons_may_hold_whatever_a_broker_says(alias: str, make_relay: MakeRelay) -> None:
+    publish(alias, 1)
+    relay = make_relay(alias)
+    lease = relay.renew()
+    (row,) = relay.fetch(lease, 1)
+    relay.settle(lease, [], [Held(row, "bad \x00 \ud800 \U0001f600" + "x" * 5000, None, False)])
+    assert HeldEvent.objects.using(alias).get().reason.startswith("bad \\x00 \\ud800 \U0001f600xxx")
+
+
+def test_without_time_zones_times_are_kept_all_the_same(
+    alias: str, make_relay: MakeRelay, settings: Any
+) -> None:
+    settings.USE_TZ = False
+    settings.TIME_ZONE = "America/New_York"
+    connections[alias].close()
+    due = datetime.now(timezone.utc) + timedelta(seconds=0.4)
+    publish_domain_event("test.done", {"number": 1}, using=alias, deliver_at=due)
+    publish(alias, 2)
+    relay = make_relay(alias)
+    assert send_all(relay) == [2]
+    wait_until(lambda: send_all(relay) == [1], 5)
+    assert datetime.now(timezone.utc) >= due
+    connections[alias].close()
+
+
+@pytest.mark.django_db
+def test_a_relay_works_within_the_transaction_of_a_test_case() -> None:
+    publish("default", 1)
+    relay = DjangoRelayOutbox("default", OutboxSettings())
+    assert send_all(relay) == [1]
+    relay.leave()
+    assert archived("default") == [1]
+
+
+def test_an_unknown_database_is_named() -> None:
+    with pytest.raises(ConfigurationError, match=r"'nowhere'.*default"):
+        DjangoRelayOutbox("nowhere")
 
 
 def test_no_lease_no_rows(alias: str, make_relay: MakeRelay) -> None:

@@ -9,7 +9,7 @@ from django.core.management.base import CommandParser
 from django.db import Error
 
 from domain_event_broker.config import OutboxSettings, SubscriberSettings
-from domain_event_broker.django.conf import outbox_alias
+from domain_event_broker.django.conf import known_alias, outbox_alias
 from domain_event_broker.django.database import unavailable
 from domain_event_broker.django.management.base import OK, BrokerCommand, at_least
 from domain_event_broker.django.retention import count_old, purge
@@ -48,7 +48,7 @@ class Command(BrokerCommand):
             settings.outbox.archive_days if archive_days is None else archive_days,
             settings.subscriber.inbox_days if inbox_days is None else inbox_days,
         )
-        alias = options["database"] or outbox_alias()
+        alias = known_alias(options["database"] or outbox_alias())
         try:
             return self._count(alias, *days) if options["dry_run"] else self._purge(alias, *days)
         except Error as error:
