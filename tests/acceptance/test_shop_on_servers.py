@@ -18,7 +18,6 @@ import pytest
 from domain_event_broker import DomainEvent
 from tests.acceptance.shop import account_of, run_the_show
 from tests.harness.postgres import PrivatePostgreSQL
-from tests.harness.rabbitmq import PrivateRabbitMQ
 
 ORDERS = 1000
 
@@ -29,15 +28,6 @@ EFFECTS = {
     "shipping_parcel": "shipping-pack",
     "shipping_shipment": "shipping-ship",
 }
-
-
-@pytest.fixture
-def broker_url(rabbitmq_server: PrivateRabbitMQ, fresh_name: Callable[[str], str]) -> str:
-    """A virtual host of our own: the shop's queues have fixed names."""
-    vhost = fresh_name("shop")
-    rabbitmq_server.ctl("add_vhost", vhost)
-    rabbitmq_server.ctl("set_permissions", "-p", vhost, "guest", ".*", ".*", ".*")
-    return rabbitmq_server.url(vhost=vhost)
 
 
 @pytest.fixture
