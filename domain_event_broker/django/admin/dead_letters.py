@@ -51,7 +51,6 @@ class LetterView:
     event_id: str
     routing_key: str
     payload: str
-    headers: dict[str, object]
     failure: Failure | None
     failed_at: datetime | None
     age: str
@@ -68,7 +67,6 @@ class LetterView:
             event_id=display.printable(event_id_of(letter)),
             routing_key=display.printable(letter.routing_key),
             payload=display.bounded(display.pretty_json(body), MAX_PAYLOAD),
-            headers=dict(letter.headers),
             failure=failure,
             failed_at=failed_at,
             age=display.seconds(time.time() - failure.failed_at) if failure else display.EMPTY,
