@@ -61,24 +61,32 @@ class RabbitMQDeadLetters:
         :raises PublishFailed: a letter cannot go back to work, because the handler's queue is
             missing or full; it stays where it is.
         """
-        present = self.count()
-        shown = present if limit is None else min(limit, present)
-        if not shown:
+        if limit == 0 or not self._exists():
             return SiftReport()
         with broker_errors():
             letters = _Letters(self._queue, self._connection, self._sender, self._wait_for)
         try:
-            with _kept_alive(self._loop) as paused:
-                for _ in range(shown):
-                    fetched = letters.next()
-                    if fetched is None:
-                        break
-                    with paused():
-                        decision = decide(letters.read(fetched))
-                    letters.apply(fetched, decision)
+            self._sift(letters, decide, limit)
         finally:
             letters.finish()
         return letters.report
+
+    def _sift(self, letters: _Letters, decide: Callable[[DeadLetter], Decision], limit: int | None) -> None:
+        # Counted after the first was fetched: a queue that has no leader yet, after a restart of
+        # the broker, answers that it is empty, but makes who fetches wait.
+        fetched = letters.next()
+        left = self.count() if limit is None else min(limit - 1, self.count())
+        with _kept_alive(self._loop) as paused:
+            while fetched is not None:
+                with paused():
+                    decision = decide(letters.read(fetched))
+                letters.apply(fetched, decision)
+                fetched = letters.next() if left > 0 else None
+                left -= 1
+
+    def _exists(self) -> bool:
+        with broker_errors():
+            return self._topology.state(letters_name(self._queue)) is not None
 
     def _wait_for(self, left: int) -> None:
         """Wait until letters given back can be seen, so that the next look finds them all.

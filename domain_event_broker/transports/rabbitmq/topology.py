@@ -204,6 +204,8 @@ class Topology:
         self._refuse_half_migrated(layout, wanted)
         usable: set[str] = set()
         created = [spec for spec in layout.all() if self._declare(spec, wanted, usable)]
+        if created:
+            logger.info("%d queues declared for handler %s", len(created), wanted.name)
         if any(spec.is_quorum for spec in created):
             settled()
         # Bound last: no event may enter a queue that could still vanish.
@@ -306,7 +308,6 @@ class Topology:
         if error is not None:
             raise error
         usable.add(spec.name)
-        logger.info("queue %s declared", spec.name, extra={"queue": spec.name})
         return True
 
     def _verify(self, spec: QueueSpec, wanted: Subscription) -> bool:

@@ -59,20 +59,20 @@ def handler(
 ) -> Iterator[Callable[..., Subscription]]:
     """Return a function that makes a subscription bound to ``<name>.#``; its queues are deleted."""
     names: list[str] = []
+    urls: set[str] = set()
 
     def make(**overrides: object) -> Subscription:
+        urls.add(request.getfixturevalue("rabbitmq_server").url())
         name = str(overrides.pop("name", "") or fresh_name("rabbitmq"))
         names.append(name)
         fields: dict[str, object] = {"name": name, "binding_keys": (f"{name}.#",), **overrides}
         return Subscription(**fields)  # type: ignore[arg-type]
 
     yield make
-    if not names:
-        return
-    rabbitmq_server = request.getfixturevalue("rabbitmq_server")
-    with pika.BlockingConnection(pika.URLParameters(rabbitmq_server.url())) as connection:
-        for name in names:
-            delete_queues(connection, name)
+    for url in urls:
+        with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+            for name in names:
+                delete_queues(connection, name)
 
 
 @pytest.fixture

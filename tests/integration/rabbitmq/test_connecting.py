@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from domain_event_broker.errors import AccessRefused, BrokerUnavailable, ConfigurationError
-from domain_event_broker.ports import Stored
+from domain_event_broker.ports import Stored, Subscription
 from domain_event_broker.transports.rabbitmq.addresses import BLOCKED_TIMEOUT, HEARTBEAT, parameters
 from tests.harness.ports import lease_port
 from tests.harness.rabbitmq import PrivateRabbitMQ
@@ -131,10 +131,10 @@ def test_if_none_answers_each_is_told(connect, free_port) -> None:
     assert "s3cret" not in str(told.value)
 
 
-def test_a_lost_connection_names_the_broker_and_not_the_password(connect, handler) -> None:
+def test_a_lost_connection_names_the_broker_and_not_the_password(connect) -> None:
     with PrivateRabbitMQ() as broker:
         transport = connect(broker.url())
-        transport.subscribe(handler())
+        transport.subscribe(Subscription("killed", ("killed.#",)))
         broker.kill()
         with pytest.raises(BrokerUnavailable, match=rf"guest:\*\*\*@127.0.0.1:{broker.port}"):
             collect(transport, 1)

@@ -18,7 +18,7 @@ from tests.integration.rabbitmq.tools import SOON, answer, browse, collect, mess
 #: Seconds that a retry may come early, for clocks tick in milliseconds.
 EARLY = 0.002
 #: Seconds that a retry may come late on a machine that has other things to do.
-LATE = 0.6
+LATE = 1.0
 
 
 def dead(transport, wanted, *bodies: bytes) -> None:

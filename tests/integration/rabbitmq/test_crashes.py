@@ -27,18 +27,17 @@ def broker() -> Iterator[PrivateRabbitMQ]:
         yield server
 
 
-def collect_distinct(transport, count: int, within: float = PATIENCE) -> list[bytes]:
-    """Acknowledge deliveries until so many different bodies came; return them sorted by number."""
-    found: set[bytes] = set()
+def collect_all(transport, numbers: range) -> None:
+    """Acknowledge deliveries until each of the numbers came, some of them perhaps twice."""
+    found: set[int] = set()
 
     def look() -> bool:
         batch = transport.receive(500, 0.1)
         answer(transport, batch, Action.ACK)
-        found.update(each.body for each in batch)
-        return len(found) >= count
+        found.update(int(each.body) for each in batch)
+        return found.issuperset(numbers)
 
-    wait_until(look, within, lambda: f"{len(found)} of {count} came")
-    return sorted(found, key=int)
+    wait_until(look, PATIENCE, lambda: f"all came; missing are {set(numbers) - found}")
 
 
 @pytest.mark.usefixtures("settling")
@@ -60,7 +59,7 @@ def test_retries_that_wait_survive_the_broker(broker, connect, queue_type) -> No
     broker.start()
     again = connect(broker.url())
     again.subscribe(wanted)
-    assert collect_distinct(again, COUNT) == [b"%d" % number for number in range(COUNT)]
+    collect_all(again, range(COUNT))
     wait_until(lambda: again.stats([wanted.name])[wanted.name].delayed == 0)
 
 
@@ -78,7 +77,7 @@ def test_events_dead_letters_and_unanswered_deliveries_survive_the_broker(broker
     letters = [letter for letter in browse(again, "mixed") if letter.failure]
     assert [int(letter.body) for letter in letters] == list(range(100))
     again.subscribe(wanted)
-    assert set(collect_distinct(again, COUNT - 100)) >= {b"%d" % number for number in range(100, COUNT)}
+    collect_all(again, range(100, COUNT))
 
 
 @pytest.mark.usefixtures("settling")

@@ -11,7 +11,7 @@ import pytest
 from domain_event_broker.errors import QueueMismatch, UnsupportedOption
 from domain_event_broker.failures import Failure
 from domain_event_broker.ports import Action, Decision, Stored
-from domain_event_broker.transports.rabbitmq import ladder
+from domain_event_broker.transports.rabbitmq import ladder, topology
 from tests.harness.waiting import wait_until
 from tests.integration.rabbitmq.tools import answer, browse, collect, message, publish
 
@@ -110,6 +110,24 @@ def test_a_quorum_queue_that_does_not_last_is_refused(connect, handler, option) 
     for member in (transport.declare, transport.subscribe, transport.check):
         with pytest.raises(UnsupportedOption, match="classic"):
             member(wanted)
+
+
+def test_delay_queues_of_an_auto_delete_handler_live_while_they_are_used(
+    connect, handler, monkeypatch
+) -> None:
+    monkeypatch.setattr(topology, "EXPIRES_MS", 700)
+    monkeypatch.setattr(topology, "LEASE_SECONDS", 0.3)
+    wanted = handler(queue_type="classic", auto_delete=True, prefetch=1)
+    transport = connect()
+    transport.subscribe(wanted)
+    publish(transport, message(f"{wanted.name}.x"), message(f"{wanted.name}.x"))
+    # Twice the life of the queue without a renewal, and an event in it all the time.
+    for _ in range(14):
+        answer(transport, collect(transport, 1), Action.RETRY, 0.3)
+    assert sorted(each.retries for each in collect(transport, 1)) == [7]
+    transport.close()
+    other = connect()
+    wait_until(lambda: not other.stats([wanted.name])[wanted.name].exists)
 
 
 def test_an_exclusive_queue_of_another_connection_is_seen_and_not_touched(connect, handler) -> None:
