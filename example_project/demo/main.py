@@ -34,6 +34,10 @@ def main(arguments: list[str] | None = None) -> int:
         screen.say()
         screen.say(f"example_project/run: {trouble}", "bad")
         return TROUBLE
+    except BrokenPipeError:
+        # Whoever read what is printed has gone, as 'head' does. Python would stumble again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return TROUBLE
     except KeyboardInterrupt:
         screen.say()
         screen.say("Stopped; all processes have ended.", "dim")

@@ -11,7 +11,7 @@ from shipping.models import Parcel, Shipment
 def pack(event: DomainEvent) -> None:
     """Make a parcel ready."""
     Parcel.objects.create(
-        order_number=event.domain_object_id,
+        order_number=str(event.domain_object_id),
         event_id=event.uuid_string,
         contents=f"{event.data['quantity']} x {event.data['product']}",
         destination=event.data["destination"],

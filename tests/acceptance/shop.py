@@ -68,7 +68,15 @@ def run(
 
 def run_the_show(state: Path, *options: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run ``example_project/run`` with the Python of the tests, which saves the installation."""
-    command = [sys.executable, "example_project/run", "--python", sys.executable, "--state", state, *options]
+    command: list[str | Path] = [
+        sys.executable,
+        "example_project/run",
+        "--python",
+        sys.executable,
+        "--state",
+        state,
+        *options,
+    ]
     return run(command, developers_environment(**settings))
 
 

@@ -103,19 +103,10 @@ def test_processes_of_a_show_that_is_killed_end_too(tmp_path: Path) -> None:
 
 def _serving(state: Path) -> subprocess.Popen[bytes]:
     """Start a show that stays open, with its output in a file of the state folder."""
-    command = [
-        "example_project/run",
-        "--python",
-        sys.executable,
-        "--state",
-        state,
-        "--serve",
-        "--orders",
-        "0",
-    ]
+    options: list[str | Path] = ["--python", sys.executable, "--state", state, "--serve", "--orders", "0"]
     with (state / "output").open("wb") as output:
         return subprocess.Popen(
-            [sys.executable, *command],
+            [sys.executable, "example_project/run", *options],
             cwd=CHECKOUT,
             env=developers_environment(),
             stdin=subprocess.DEVNULL,

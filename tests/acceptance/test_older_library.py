@@ -25,7 +25,7 @@ SHOP = CHECKOUT / "example_project"
 PATIENCE = 20
 #: What JSON can do, and what often goes wrong on the way.
 DATA = {"text": "Zażółć gęślą jaźń ☃ 𝄞", "nested": [{"a": None}, [1, -2.5, 1e300]], "": True, "big": 2**60}
-EVENT = {
+EVENT: dict[str, Any] = {
     "routing_key": "user.registered",
     "data": DATA,
     "domain_object_id": "u-1",

@@ -117,4 +117,4 @@ def _by_key(events: list[Any]) -> dict[str, list[str]]:
 
 
 def _rows(database: psycopg.Connection, query: str) -> list[Any]:
-    return database.execute(query).fetchall()  # type: ignore[arg-type]
+    return database.execute(query).fetchall()
