@@ -30,6 +30,9 @@ PERSISTENT = 2
 #: Headers by which a publisher sends copies elsewhere (https://www.rabbitmq.com/docs/sender-selected).
 _SENDER_SELECTED = ("CC", "BCC")
 
+#: An AMQP timestamp is a number of 64 bits; what does not fit is in the body all the same.
+_LATEST = 2.0**63
+
 #: Properties that a copy keeps besides its headers.
 _KEPT = (
     "content_type",
@@ -49,7 +52,7 @@ def for_message(message: Message) -> pika.BasicProperties:
         content_type="application/json",
         delivery_mode=PERSISTENT,
         message_id=message.event_id,
-        timestamp=int(message.timestamp) if message.timestamp > 0 else None,
+        timestamp=int(message.timestamp) if 0 < message.timestamp < _LATEST else None,
         type=message.routing_key,
         app_id="domain_event_broker",
         headers=safe_headers(message.headers) or None,

@@ -84,13 +84,15 @@ def test_one_that_cannot_be_encoded_is_refused_and_the_others_flow(connect, hand
         Message(key, b"headers larger than a frame", "4", headers={"n": "x" * 200_000}),
         Message(key, b"identity too long", "5" * 300),
     ]
+    odd = Message(key, b"odd time", "6", timestamp=float("inf"))
     good = [message(key, b"%d" % number) for number in range(len(poison))]
-    batch = [each for pair in zip(poison, good, strict=True) for each in pair]
+    batch = [*(each for pair in zip(poison, good, strict=True) for each in pair), odd]
     outcomes = transport.publish(batch)
-    assert [each.stored for each in outcomes] == [REFUSED, STORED] * len(poison)
-    assert all("cannot be encoded" in each.reason for each in outcomes[::2])
+    assert [each.stored for each in outcomes] == [REFUSED, STORED] * len(poison) + [STORED]
+    assert all("cannot be encoded" in each.reason for each in outcomes[:-1:2])
     assert "frame" in outcomes[6].reason
     assert [each.body for each in collect(transport, len(good))] == [each.body for each in good]
+    assert collect(transport, 1)[0].body == odd.body
 
 
 def test_a_body_over_the_limit_of_the_settings_is_not_even_sent(connect, handler, rabbitmq_server) -> None:
