@@ -26,6 +26,10 @@ _UNDEFINED_TABLE = "42P01"
 _NO_SUCH_TABLE = 1146
 _NO_SUCH_TABLE_WORDS = "no such table"
 
+#: Deadlock, serialization failure, lock timeout.
+_PASSING_STATES = ("40P01", "40001", "55P03")
+_PASSING_NUMBERS = (1205, 1213)
+
 
 def unix_time(connection: BaseDatabaseWrapper) -> float:
     """Return the Unix time by the clock of the database."""
@@ -66,6 +70,17 @@ def is_missing_table(error: BaseException) -> bool:
 def is_locked(error: BaseException) -> bool:
     """Tell whether SQLite gave up waiting for another connection: trying again is all it takes."""
     return "is locked" in str(error)
+
+
+def is_passing(error: BaseException) -> bool:
+    """Tell whether the same transaction may well succeed if it is tried again at once.
+
+    Deadlocks and serialization failures are such, and SQLite when it gave up waiting for
+    another connection.
+    """
+    state = getattr(error.__cause__, "sqlstate", None) or getattr(error.__cause__, "pgcode", None)
+    first = error.args[0] if error.args else None
+    return state in _PASSING_STATES or first in _PASSING_NUMBERS or is_locked(error)
 
 
 def not_migrated(alias: str) -> OutboxNotMigrated:
