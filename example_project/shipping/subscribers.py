@@ -18,13 +18,14 @@ def pack(event: DomainEvent) -> None:
     )
 
 
-@subscribe("payment.charged", name="shipping-ship", max_retries=8)
+@subscribe("payment.charged", name="shipping-ship", max_retries=20)
 def ship(event: DomainEvent) -> None:
     """Send the parcel of an order that is paid."""
     parcel = Parcel.objects.filter(order_number=event.domain_object_id).first()
     if parcel is None:
-        # Packing is another handler with another queue: it may be behind this one.
-        raise Retry(0.5)
+        # Packing is another handler with another queue: it may be behind this one, and far
+        # behind when its process was killed. 0.5, 1, 2, 4, 8, 8, ... seconds: over two minutes in all.
+        raise Retry(min(0.5 * 2**event.retries, 8.0))
     carrier = carrier_to(parcel.destination)
     if carrier is None:
         # No retry will help, a human might: the event goes to the dead letters at once.
