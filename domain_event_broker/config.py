@@ -16,6 +16,7 @@ from domain_event_broker.events import MAX_PAYLOAD_BYTES
 _EXCHANGE_TYPES = ("topic", "direct", "fanout", "headers")
 _ON_FAILURE = ("block_key", "park")
 _UNROUTABLE = ("archive", "park", "ignore")
+_MAY_BE_ZERO = ("DAYS']", "RETRIES']", "GRACE_SECONDS']", "POLL_SECONDS']")
 _QUEUE_TYPES = ("quorum", "classic")
 
 
@@ -203,7 +204,7 @@ def _check_value(hint: Any, given: Any, path: str) -> None:
         names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in accepted)
         raise ConfigurationError(f"{path} is {given!r}; its type must be {names}")
     if isinstance(given, (int, float)) and not isinstance(given, bool):
-        least = 0 if path.endswith(("DAYS']", "RETRIES']", "SECONDS']")) else 1
+        least = 0 if path.endswith(_MAY_BE_ZERO) else 1
         if not given >= least:
             raise ConfigurationError(f"{path} is {given!r}; it must be {least} or more")
 

@@ -34,6 +34,7 @@ class Handler:
     :param prefetch: events fetched ahead.
     :param idempotent: take effect once per event (needs an inbox, which Django has).
     :param queue_type: ``"quorum"`` or ``"classic"`` (RabbitMQ).
+    :param adopt: use the classic queue that an older version made as it is, if there is one.
     :param durable: ``False``: the queue does not survive the broker (classic only).
     :param exclusive: the queue belongs to one connection and ends with it (classic only).
     :param auto_delete: the queue ends with its last consumer (classic only).
@@ -50,6 +51,7 @@ class Handler:
     prefetch: int | None = None
     idempotent: bool = True
     queue_type: str | None = None
+    adopt: bool = False
     durable: bool = True
     exclusive: bool = False
     auto_delete: bool = False

@@ -55,6 +55,7 @@ class Subscription:
     :param dead_letter: whether the queue has a dead-letter queue.
     :param prefetch: deliveries that may be under way at once; the transport holds no more.
     :param queue_type: ``"quorum"`` or ``"classic"``, where the broker knows the difference.
+    :param adopt: use a classic queue that exists as it is, where a quorum queue was asked for.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Subscription:
     dead_letter: bool = True
     prefetch: int = 50
     queue_type: str = "quorum"
+    adopt: bool = False
     durable: bool = True
     exclusive: bool = False
     auto_delete: bool = False

@@ -52,7 +52,7 @@ def check_queue_name(name: object) -> str:
     :raises HandlerError: it is not a string, empty, or too long to leave room for the names
         of its delay and dead-letter queues.
     """
-    problem = _problem(name, limit=MAX_KEY_BYTES - len("-delay-0000000000000"))
+    problem = _problem(name, limit=MAX_KEY_BYTES - len("-wait-00000000-migrating"))
     if problem is None and str(name).startswith("amq."):
         problem = "starts with 'amq.', which is reserved for the broker"
     if problem is not None:

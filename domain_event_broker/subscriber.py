@@ -52,6 +52,7 @@ def subscription_of(handler: Handler, defaults: SubscriberSettings) -> Subscript
         dead_letter=handler.dead_letter,
         prefetch=prefetch,
         queue_type=handler.queue_type or ("classic" if transient else defaults.queue_type),
+        adopt=handler.adopt,
         durable=handler.durable,
         exclusive=handler.exclusive,
         auto_delete=handler.auto_delete,
@@ -285,7 +286,8 @@ class Subscriber:
         """Register a handler for one or more kinds of events.
 
         Its queue exists and is bound when this returns, so no event published after it is
-        missed.
+        missed. A classic queue that the older library made is used as it is;
+        ``manage.py declare_queues --migrate`` turns it into a quorum queue.
 
         :param handler: called with one :class:`DomainEvent`.
         :param name: name of the handler and of its queue.
@@ -312,7 +314,7 @@ class Subscriber:
             exclusive=exclusive,
             auto_delete=auto_delete,
             max_retries=max_retries,
-            **options,  # type: ignore[arg-type]
+            **{"adopt": True, **options},  # type: ignore[arg-type]
         )
         self._registry.add(declared)
         if self._settings is not None:

@@ -55,6 +55,7 @@ def test_nested_settings_are_read() -> None:
         ({"OUTBOX": {"BATCH_SIZE": True}}, r"its type must be int"),
         ({"OUTBOX": {"BATCH_SIZE": 0}}, r"it must be 1 or more"),
         ({"OUTBOX": {"ARCHIVE_DAYS": -1}}, r"it must be 0 or more"),
+        ({"OUTBOX": {"LEASE_SECONDS": 0.5}}, r"it must be 1 or more"),
         ({"OUTBOX": {"DATABASE": 3}}, r"its type must be str or None"),
         ({"OUTBOX": {"UNROUTABLE": "drop"}}, "choose one of archive, park, ignore"),
         ({"SUBSCRIBER": {"QUEUE_TYPE": "stream"}}, "choose one of quorum, classic"),

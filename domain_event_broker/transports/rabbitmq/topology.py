@@ -212,6 +212,23 @@ class Topology:
         self.bind(wanted.name, wanted.binding_keys)
         return replace(layout, delays={ms: spec for ms, spec in layout.delays.items() if spec.name in usable})
 
+    def adopted(self, wanted: Subscription) -> Subscription:
+        """Return what is wanted, with a classic queue where there is one that may be used as it is."""
+        if not wanted.adopt or wanted.queue_type != "quorum" or self.state(wanted.name) is None:
+            return wanted
+        difference = self.mismatch(_handler_queue(wanted))
+        if not difference:
+            return wanted
+        logger.warning(
+            "handler %s uses the queue that is there, which can lose events when its node is killed; "
+            "'manage.py declare_queues --migrate %s' makes it a quorum queue: %s",
+            wanted.name,
+            wanted.name,
+            difference,
+            extra={"queue": wanted.name},
+        )
+        return replace(wanted, queue_type="classic")
+
     def ensure(self, spec: QueueSpec) -> None:
         """Declare a queue, in whatever shape it may be."""
         if self.state(spec.name) is None:

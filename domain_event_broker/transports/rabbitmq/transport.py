@@ -119,7 +119,7 @@ class RabbitMQTransport:
         :raises QueueMismatch: a queue exists with other arguments.
         :raises UnsupportedOption: a quorum queue was asked for that is not durable or shared.
         """
-        self._declare(subscription)
+        subscription = self._declare(subscription)
         known = self._consumers.get(subscription.name)
         if known is not None and known.subscription == subscription:
             return
@@ -163,9 +163,12 @@ class RabbitMQTransport:
         """
         return {name: self._stats(name) for name in queues}
 
-    def _declare(self, subscription: Subscription) -> None:
+    def _declare(self, wanted: Subscription) -> Subscription:
+        """Declare the queues; return the subscription as these queues can serve it."""
+        subscription = self._topology().adopted(wanted)
         layout = self._topology().declare(subscription, self._let_settle)
         self._layouts[subscription.name] = layout
+        return subscription
 
     def _stats(self, name: str) -> QueueStats:
         topology = self._topology()

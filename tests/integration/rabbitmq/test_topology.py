@@ -192,10 +192,13 @@ def test_check_names_each_queue_that_is_missing(connect, handler, channel) -> No
 # --- adoption ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("asked", [{"queue_type": "classic"}, {"adopt": True}], ids=["classic", "adopt"])
 @pytest.mark.parametrize("dead_letter", [True, False])
 @pytest.mark.usefixtures("events_exchange")
-def test_queues_of_the_older_library_are_adopted(connect, handler, channel, caplog, dead_letter) -> None:
-    wanted = handler(queue_type="classic", dead_letter=dead_letter)
+def test_queues_of_the_older_library_are_adopted(
+    connect, handler, channel, caplog, dead_letter, asked
+) -> None:
+    wanted = handler(**asked, dead_letter=dead_letter)
     older_library_declares(channel, wanted.name, dead_letter=dead_letter)
     channel.basic_publish("domain-events", f"{wanted.name}.old", b"old")
     transport = connect()

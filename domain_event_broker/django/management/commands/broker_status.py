@@ -7,7 +7,7 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
-from domain_event_broker.django.conf import outbox_alias
+from domain_event_broker.django.conf import known_alias, outbox_alias
 from domain_event_broker.django.discovery import discover
 from domain_event_broker.django.management.base import AWAY, OK, BrokerCommand
 from domain_event_broker.django.status import (
@@ -34,7 +34,7 @@ class Command(BrokerCommand):
     def run(self, **options: Any) -> int:
         """Print the state."""
         settings = self.settings()
-        outbox = outbox_status(options["database"] or outbox_alias())
+        outbox = outbox_status(known_alias(options["database"]) if options["database"] else outbox_alias())
         broker = broker_status(settings, discover().all())
         if options["json"]:
             self.stdout.write(json.dumps(as_json(outbox, broker), indent=2))
