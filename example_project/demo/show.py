@@ -181,9 +181,10 @@ class Show:
         self._say_workers("killed with -9")
         self._start_workers()
         self._say_workers("new ones")
-        self._screen.say(
-            "  The new relay may send when the lease of the dead one has ended, after 5 s.", "dim"
-        )
+        self._screen.say("  The new relay may send when the lease of the dead one has ended, in 5 s.", "dim")
+        if self._options.broker_url.startswith("database:"):
+            # RabbitMQ sees the connection end, and gives them to the next at once.
+            self._screen.say("  Events that the dead subscriber held come back within 30 s.", "dim")
 
     def _show_dead_letters(self) -> None:
         self._screen.say()
