@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
-from domain_event_broker.errors import InboxUnavailable, MalformedEvent, Reject
+from domain_event_broker.errors import InboxUnavailable, MalformedEvent, Reject, Retry
 from domain_event_broker.events import DomainEvent, decode
 from domain_event_broker.failures import Failure
 from domain_event_broker.handlers import Handler
@@ -58,10 +58,18 @@ def _failed(delivery: Delivery, policy: RetryPolicy, error: BaseException) -> Se
     if isinstance(error, Reject):
         return Settlement(delivery, Action.DEAD, failure=Failure.of(error, "rejected", attempts))
     delay = policy.next_delay(error, delivery.retries)
+    cause = _cause(error)
     if delay is not None:
-        return Settlement(delivery, Action.RETRY, delay, Failure.of(error, "error", attempts))
+        return Settlement(delivery, Action.RETRY, delay, Failure.of(cause, "error", attempts))
     reason = "retries-exhausted" if policy.covers(error) else "error"
-    return Settlement(delivery, Action.DEAD, failure=Failure.of(error, reason, attempts))
+    return Settlement(delivery, Action.DEAD, failure=Failure.of(cause, reason, attempts))
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return what a ``Retry`` was raised for, if it was: that says more than the delay."""
+    if isinstance(error, Retry):
+        return error.__cause__ or error.__context__ or error
+    return error
 
 
 def _logged(settlement: Settlement, handler: Handler, started: float, duplicate: bool = False) -> Settlement:

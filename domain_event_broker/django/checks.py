@@ -7,7 +7,7 @@ from typing import Any
 
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.db import DEFAULT_DB_ALIAS, Error, connections
 
 from domain_event_broker import config
 from domain_event_broker.config import BrokerSettings
@@ -57,9 +57,11 @@ def check_tables(databases: Sequence[str] | None = None, **_: Any) -> list[Check
     if alias is None or alias not in (databases or ()):
         return []
     connection = connections[alias]
-    missing = {OutboxEvent._meta.db_table, InboxEntry._meta.db_table} - set(
-        connection.introspection.table_names()
-    )
+    try:
+        present = connection.introspection.table_names()
+    except Error:
+        return []  # a database that is away has its own errors, from whatever needs it
+    missing = {OutboxEvent._meta.db_table, InboxEntry._meta.db_table} - set(present)
     messages: list[CheckMessage] = [_no_tables(alias)] if missing else []
     if connection.vendor == "mysql" and not connection.features.supports_transactions:
         messages.append(_no_transactions(alias))

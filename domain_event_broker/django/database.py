@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from datetime import datetime
 from datetime import timezone as timezones
@@ -55,8 +56,12 @@ def numbers(values: Iterable[int]) -> str:
 
 
 def to_text(foreign: str) -> str:
-    """Return a text that a broker or an exception wrote as every database can store it."""
-    return foreign.encode("utf-8", "backslashreplace").decode().replace("\x00", "\\x00")
+    """Return a text that a broker or an exception wrote as every database can store it.
+
+    MySQL connections of Django before 5.0 speak ``utf8mb3``, which ends where emojis begin.
+    """
+    text = foreign.encode("utf-8", "backslashreplace").decode().replace("\x00", "\\x00")
+    return re.sub("[^\x01-\uffff]", lambda found: f"\\U{ord(found[0]):08x}", text)
 
 
 def is_missing_table(error: BaseException) -> bool:

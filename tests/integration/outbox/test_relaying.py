@@ -300,7 +300,7 @@ def test_reasons_may_hold_whatever_a_broker_says(alias: str, make_relay: MakeRel
     lease = relay.renew()
     (row,) = relay.fetch(lease, 1)
     relay.settle(lease, [], [Held(row, "bad \x00 \ud800 \U0001f600" + "x" * 5000, None, False)])
-    assert HeldEvent.objects.using(alias).get().reason.startswith("bad \\x00 \\ud800 \U0001f600xxx")
+    assert HeldEvent.objects.using(alias).get().reason.startswith(r"bad \x00 \ud800 \U0001f600xxx")
 
 
 def test_without_time_zones_times_are_kept_all_the_same(

@@ -47,8 +47,12 @@ class Waiting:
 
 def listening(relay: DjangoRelayOutbox) -> Waiting:
     """Start a wait on PostgreSQL; return it when the server would tell of new events."""
-    relay.wait(0)
-    assert relay.is_listening
+
+    def is_listening() -> bool:
+        relay.wait(0)  # it notices here, too, that the server has ended the connection
+        return relay.is_listening
+
+    wait_until(is_listening, 5.0, "listening")
     return Waiting(relay)
 
 

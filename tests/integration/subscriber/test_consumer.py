@@ -111,6 +111,22 @@ def test_what_is_not_to_be_retried_is_dead_lettered_at_once(
     assert type(error).__name__ in letter.failure.traceback
 
 
+def test_a_retry_raised_for_an_error_tells_of_that_error(bench: Bench) -> None:
+    def call(event: DomainEvent) -> None:
+        try:
+            raise ServiceDown("no answer")
+        except ServiceDown as error:
+            raise Retry(1) from error
+
+    handler = bench.handler(call, max_retries=0)
+    bench.publish(handler, 1)
+    with bench.consuming(handler):
+        (letter,) = bench.dead_letters(handler, 1)
+    assert letter.failure is not None
+    assert (letter.failure.reason, letter.failure.message) == ("retries-exhausted", "no answer")
+    assert letter.failure.error_type.endswith("ServiceDown")
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b'{"data": {}}'])
 def test_a_body_that_is_no_event_is_dead_lettered_without_a_call(bench: Bench, body: bytes) -> None:
     calls = Calls()
