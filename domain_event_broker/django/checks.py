@@ -7,7 +7,7 @@ from typing import Any
 
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
-from django.db import DEFAULT_DB_ALIAS, Error, connections
+from django.db import DEFAULT_DB_ALIAS, DatabaseError, InterfaceError, connections
 
 from domain_event_broker import config
 from domain_event_broker.config import BrokerSettings
@@ -59,7 +59,7 @@ def check_tables(databases: Sequence[str] | None = None, **_: Any) -> list[Check
     connection = connections[alias]
     try:
         present = connection.introspection.table_names()
-    except Error:
+    except (DatabaseError, InterfaceError):
         return []  # a database that is away has its own errors, from whatever needs it
     missing = {OutboxEvent._meta.db_table, InboxEntry._meta.db_table} - set(present)
     messages: list[CheckMessage] = [_no_tables(alias)] if missing else []
