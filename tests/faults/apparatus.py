@@ -1,0 +1,263 @@
+"""The stage of the fault suite: servers of its own, proxies before them, and the real programs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+import psycopg
+
+from tests.faults.account import Account, BrokerView, DatabaseView, RabbitMQView
+from tests.faults.proxy import Proxy
+from tests.harness.postgres import PrivatePostgreSQL
+from tests.harness.rabbitmq import PrivateRabbitMQ
+from tests.harness.waiting import wait_until
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+DATABASE = "faults"
+#: Handlers that run; ``spy`` never does.
+HANDLERS = ("steady", "moody", "lethal", "slow")
+ALL_HANDLERS = (*HANDLERS, "spy")
+#: Tables that an empty stage has empty.
+TABLES = (
+    "faults_counter, faults_deed, faults_effect, domain_event_broker_outbox, domain_event_broker_held, "
+    "domain_event_broker_archive, domain_event_broker_inbox, domain_event_broker_delivery, "
+    "domain_event_broker_dead, domain_event_broker_relay"
+)
+
+
+class Program:
+    """A process of the project, with what it printed in a file."""
+
+    def __init__(self, command: Sequence[str], environment: dict[str, str], log: Path) -> None:
+        self._command, self._environment, self.log = command, environment, log
+        self.killed = False
+        self.asked_to_stop = False
+        self._started = time.monotonic()
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.faults.project", *command],
+                cwd=CHECKOUT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def __repr__(self) -> str:
+        return f"<{' '.join(self._command)}, pid {self._process.pid}>"
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def age(self) -> float:
+        """Seconds since its start."""
+        return time.monotonic() - self._started
+
+    @property
+    def exit_code(self) -> int | None:
+        """``None`` while it runs; negative: the signal that ended it."""
+        return self._process.poll()
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait for the end."""
+        self.killed = True
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self, timeout: float = 20.0) -> int:
+        """SIGTERM; return the exit code."""
+        self.asked_to_stop = True
+        self.send(signal.SIGTERM)
+        return self.wait(timeout)
+
+    def wait(self, timeout: float = 60.0) -> int:
+        """Wait for the end; return the exit code."""
+        try:
+            return self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{self} goes on after {timeout:g} s:\n{self.output()[-3000:]}") from None
+
+    def output(self) -> str:
+        """What it printed so far."""
+        return self.log.read_text(errors="replace")
+
+    def again(self) -> Program:
+        """Start another one like it."""
+        return Program(self._command, self._environment, self.log)
+
+
+class Stage:
+    """PostgreSQL and, for ``rabbitmq``, a broker, each behind a proxy; both are ours to kill.
+
+    :param transport: ``"rabbitmq"`` or ``"database"``.
+    """
+
+    def __init__(self, transport: str = "rabbitmq") -> None:
+        self.transport = transport
+        self.directory = Path(tempfile.mkdtemp(prefix="faults-"))
+        self.programs: list[Program] = []
+        self.postgres = PrivatePostgreSQL({"max_connections": "60", "idle_session_timeout": "0"})
+        self.rabbitmq = PrivateRabbitMQ() if transport == "rabbitmq" else None
+        self._names = 0
+
+    def __enter__(self) -> Stage:
+        self.postgres.start()
+        self.postgres.create_database(DATABASE)
+        self.database_proxy = Proxy(self.postgres.port)
+        if self.rabbitmq is not None:
+            self.rabbitmq.start()
+            self.broker_proxy = Proxy(self.rabbitmq.port)
+        assert self.run("migrate", "--run-syncdb", "-v0").wait() == 0
+        self.declare()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end_programs()
+        self.database_proxy.close()
+        self.postgres.close()
+        if self.rabbitmq is not None:
+            self.broker_proxy.close()
+            self.rabbitmq.close()
+        rmtree(self.directory, ignore_errors=True)
+
+    def declare(self) -> None:
+        """Make the queues of all handlers, all at once: each waits until its own are safe."""
+        for declaring in [self.run("declare_queues", name, direct=True) for name in ALL_HANDLERS]:
+            assert declaring.wait() == 0, declaring.output()
+
+    def reset(self) -> None:
+        """End the programs, and empty tables, queues and dead letters."""
+        self.end_programs()
+        self.broker.empty(ALL_HANDLERS)
+        self.sql(f"TRUNCATE {TABLES}")
+        self.sql("UPDATE domain_event_broker_lease SET owner = '', lease_until = 0")
+        for trace in (*self.directory.glob("died-*"), *self.directory.glob("crash-*")):
+            trace.unlink()
+
+    def end_programs(self) -> None:
+        """Kill every program that still runs."""
+        for program in self.programs:
+            if program.exit_code is None:
+                program.kill()
+        self.programs.clear()
+
+    # --- programs
+
+    def run(self, *command: str, direct: bool = False, **environment: str) -> Program:
+        """Start a program of the project.
+
+        :param direct: past the proxies.
+        :param environment: further variables, such as ``FAULTS_CRASH``.
+        """
+        self._names += 1
+        log = self.directory / f"{self._names:04d}-{command[0]}.log"
+        variables = {**os.environ, **self._addresses(direct), **environment, "PYTHONPATH": str(CHECKOUT)}
+        program = Program(command, variables, log)
+        self.programs.append(program)
+        return program
+
+    def relay(self, **environment: str) -> Program:
+        """Start a relay."""
+        return self.run("run_relay", **environment)
+
+    def subscriber(self, *names: str, **environment: str) -> Program:
+        """Start a subscriber for the named handlers."""
+        return self.run("run_subscriber", *names, **environment)
+
+    def publish(self, count: int, routing_key: str = "faults.done", event_ids: Sequence[str] = ()) -> None:
+        """Publish so many events, and wait until they are committed."""
+        publishing = self.run("publish-some", str(count), routing_key, *event_ids)
+        assert publishing.wait() == 0, publishing.output()
+
+    def _addresses(self, direct: bool) -> dict[str, str]:
+        database = self.postgres.port if direct else self.database_proxy.port
+        broker = "database:"
+        if self.rabbitmq is not None:
+            broker = self.rabbitmq.url() + "?heartbeat=3"
+            if not direct:
+                broker = broker.replace(f":{self.rabbitmq.port}/", f":{self.broker_proxy.port}/")
+        return {
+            "FAULTS_DATABASE": self.postgres.url(DATABASE).replace(
+                f":{self.postgres.port}/", f":{database}/"
+            ),
+            "FAULTS_BROKER": broker,
+            "FAULTS_DIRECTORY": str(self.directory),
+        }
+
+    # --- looking
+
+    def sql(self, statement: str) -> list[Any]:
+        """Run a statement past the proxy; return its rows."""
+        with psycopg.connect(self.postgres.dsn(DATABASE), autocommit=True) as connection:
+            cursor = connection.execute(statement)  # type: ignore[call-overload]
+            return cursor.fetchall() if cursor.description else []
+
+    @property
+    def broker(self) -> BrokerView:
+        """What is in the queues."""
+        if self.rabbitmq is not None:
+            return RabbitMQView(self.rabbitmq.url())
+        return DatabaseView(self.sql)
+
+    def account(self, handlers: Sequence[str] = ("steady", "moody")) -> Account:
+        """Where each event is, for each of the handlers."""
+        return Account.draw(self.sql, self.broker, handlers)
+
+    def effects(self, handler: str) -> int:
+        """How many effects a handler had."""
+        return int(self.sql(f"SELECT count(*) FROM faults_effect WHERE handler = '{handler}'")[0][0])
+
+    def archived(self) -> int:
+        """How many events relays took out of the outbox as sent."""
+        return int(self.sql("SELECT count(*) FROM domain_event_broker_archive")[0][0])
+
+    def waiting(self) -> int:
+        """How many events wait to be sent."""
+        outbox = "(SELECT count(*) FROM domain_event_broker_outbox)"
+        held = "(SELECT count(*) FROM domain_event_broker_held WHERE state = 'retrying')"
+        return int(self.sql(f"SELECT {outbox} + {held}")[0][0])
+
+    def wait_until_quiet(self, handlers: Sequence[str], timeout: float = 60.0) -> None:
+        """Wait until nothing is on its way any more: outbox, queues and delays are empty, effects rest."""
+        seen: list[Any] = []
+
+        def quiet() -> bool:
+            state = [self.waiting(), self.broker.depths(handlers), self._results()]
+            seen[:] = [*seen[-2:], state]
+            moving = state[0] or any(state[1].values())
+            return not moving and len(seen) == 3 and all(each == state for each in seen)
+
+        wait_until(quiet, timeout, lambda: f"quiet; the last looks: {seen}", interval=0.3)
+
+    def _results(self) -> Any:
+        return self.sql("SELECT count(*), (SELECT count(*) FROM domain_event_broker_inbox) FROM faults_effect")
+
+    def traces(self) -> str:
+        """The last lines of the logs of all programs, for the message of a failure."""
+        return "\n".join(f"--- {each}\n{each.output()[-1500:]}" for each in self.programs)
+
+
+@contextmanager
+def healing(act: Any) -> Iterator[None]:
+    """Call ``act`` at the end, so that a test that fails leaves the stage whole."""
+    try:
+        yield
+    finally:
+        act()

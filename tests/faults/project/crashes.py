@@ -1,0 +1,60 @@
+"""Lines at which a process dies: armed in the process that is to die, and not in the package."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from domain_event_broker.django.relay_outbox import DjangoRelayOutbox
+from domain_event_broker.transports.rabbitmq.transport import RabbitMQTransport
+
+
+def arm(point: str) -> None:
+    """Let this process die at ``point``, unless one has died there before."""
+    owner, name, is_due = POINTS[point]
+    original = getattr(owner, name)
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        if is_due(args, result):
+            _die_once(point)
+        return result
+
+    setattr(owner, name, dying)
+
+
+def _die_once(point: str) -> None:
+    try:
+        Path(os.environ["FAULTS_DIRECTORY"], f"crash-{point}").touch(exist_ok=False)
+    except FileExistsError:
+        return
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _is_letter(args: Any, result: Any) -> bool:
+    return any(copy.routing_key.endswith("-dl") for copy in args[1])
+
+
+def _is_retry(args: Any, result: Any) -> bool:
+    return not _is_letter(args, result)
+
+
+def _has_rows(args: Any, result: Any) -> bool:
+    return bool(result)
+
+
+def _always(args: Any, result: Any) -> bool:
+    return True
+
+
+#: Name, and the call after whose return the process dies.
+POINTS: dict[str, tuple[type, str, Callable[[Any, Any], bool]]] = {
+    "retry stored": (RabbitMQTransport, "_store", _is_retry),
+    "letter stored": (RabbitMQTransport, "_store", _is_letter),
+    "fetched": (DjangoRelayOutbox, "fetch", _has_rows),
+    "confirmed": (RabbitMQTransport, "publish", _has_rows),
+    "settled": (DjangoRelayOutbox, "settle", _always),
+}

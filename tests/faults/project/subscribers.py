@@ -1,0 +1,100 @@
+"""Handlers that write one row for each event, and fail in programmed ways."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from django.db import connection, transaction
+
+from domain_event_broker import Backoff, DomainEvent, Retry, subscribe
+from tests.faults.project.fates import delay_of, failures_before_success, fate_of
+from tests.faults.project.models import Effect
+
+
+@subscribe("faults.#", name="steady", max_retries=1000, backoff=Backoff.fixed(0.3), concurrency=2)
+def steady(event: DomainEvent) -> None:
+    """Write the effect; what a database that goes away meanwhile raises is tried again."""
+    _write("steady", event)
+
+
+@subscribe("faults.#", name="moody", max_retries=5)
+def moody(event: DomainEvent) -> None:
+    """Write the effect, then do what the event's fate says."""
+    _write("moody", event)
+    _FATES.get(fate_of(event.uuid_string), lambda event: None)(event)
+
+
+@subscribe("poison.#", "plain.#", name="lethal", max_retries=0)
+def lethal(event: DomainEvent) -> None:
+    """Kill the process whenever a poisonous event comes."""
+    _write("lethal", event)
+    if event.routing_key.startswith("poison."):
+        _die()
+
+
+@subscribe("slow.#", name="slow", max_retries=0, concurrency=4)
+def slow(event: DomainEvent) -> None:
+    """Take as long as the event says."""
+    _write("slow", event)
+    time.sleep(event.data["seconds"])
+
+
+@subscribe("faults.#", name="spy", max_retries=0)
+def spy(event: DomainEvent) -> None:
+    """Never run: its queue shows in which order events left the outbox."""
+    raise AssertionError("nobody runs the spy")
+
+
+def _write(handler: str, event: DomainEvent) -> None:
+    Effect.objects.create(handler=handler, event_id=event.uuid_string, pid=os.getpid())
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _retry(event: DomainEvent) -> None:
+    if event.retries < failures_before_success(event.uuid_string):
+        raise Retry(delay_of(event.uuid_string))
+
+
+def _fail(event: DomainEvent) -> None:
+    raise ValueError("never works")
+
+
+def _exit(event: DomainEvent) -> None:
+    raise SystemExit("as if the program were over")
+
+
+def _leak(event: DomainEvent) -> None:
+    transaction.atomic().__enter__()
+
+
+def _close(event: DomainEvent) -> None:
+    connection.close()
+
+
+def _exhaust(event: DomainEvent) -> None:
+    raise Retry(0.05)
+
+
+def _die_once(event: DomainEvent) -> None:
+    try:
+        Path(os.environ["FAULTS_DIRECTORY"], f"died-{event.uuid_string}").touch(exist_ok=False)
+    except FileExistsError:
+        return
+    _die()
+
+
+_FATES = {
+    "retry": _retry,
+    "error": _fail,
+    "exit": _exit,
+    "leak": _leak,
+    "close": _close,
+    "exhaust": _exhaust,
+    "deadly": _die_once,
+}
