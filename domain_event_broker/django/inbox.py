@@ -49,6 +49,8 @@ class DjangoInbox:
         :raises InboxUnavailable: the handler was not called; calling again later is safe.
         :raises TransactionManagementError: the handler returned, and left its transaction in a
             state in which nothing of it could be committed.
+        :raises Exception: whatever the handler raised, or what it left to ``transaction.on_commit``
+            without ``robust=True``: the memory is taken back then, so that it runs once more.
         """
         alias = router.db_for_write(InboxEntry)
         around = _depths()
@@ -82,13 +84,67 @@ def _run_reconnecting(connection: BaseDatabaseWrapper, handler: Handler, event: 
 
 def _run_once(connection: BaseDatabaseWrapper, handler: Handler, event: DomainEvent) -> bool:
     _connect(connection)
+    commit = _Commit()
+    try:
+        return _run_in_transaction(connection, handler, event, commit)
+    except BaseException as error:
+        # The process dies before the next line: a redelivery is a duplicate, as it is when it
+        # dies between COMMIT and the hooks. Nothing but the row knows of them.
+        if commit.has_happened:
+            _take_back(connection, handler.name, event.uuid_string, error)
+        raise
+
+
+class _Commit:
+    """Whether a transaction was committed, seen by the first of its hooks."""
+
+    def __init__(self) -> None:
+        self.has_happened = False
+
+    def note(self) -> None:
+        """The hook."""
+        self.has_happened = True
+
+
+def _run_in_transaction(
+    connection: BaseDatabaseWrapper, handler: Handler, event: DomainEvent, commit: _Commit
+) -> bool:
+    is_outermost = not connection.in_atomic_block
     with transaction.atomic(using=connection.alias):
+        if is_outermost:
+            # Before those of the handler: Django runs hooks in their order, after the COMMIT
+            # (https://docs.djangoproject.com/en/stable/topics/db/transactions/#order-of-execution).
+            transaction.on_commit(commit.note, using=connection.alias)
         if not _remember(connection, handler.name, _identity(event.uuid_string)):
             return False
         depth = _depth(connection)
         handler.call(event)
         _check_can_commit(connection, handler.name, depth)
     return True
+
+
+def _take_back(connection: BaseDatabaseWrapper, consumer: str, event_id: str, error: BaseException) -> None:
+    """Forget that a handler took effect: what it left to ``on_commit`` did not happen.
+
+    Else its retry would be a duplicate, acknowledged with that work undone.
+    """
+    if connection.in_atomic_block:
+        _abandon(connection)
+    entries = InboxEntry._default_manager.using(connection.alias)
+    try:
+        entries.filter(consumer=consumer, event_id=_identity(event_id)).delete()
+    except Error as failure:
+        then = f"and this could not be undone ({failure}): a retry will be taken for a duplicate"
+    else:
+        then = "so a retry or a replay will run the whole handler again"
+    logger.error(
+        "handler %r was committed for event %s, then a transaction.on_commit() hook of it raised %r, %s",
+        consumer,
+        event_id,
+        error,
+        then,
+        extra={"handler": consumer, "event_id": event_id},
+    )
 
 
 def _connect(connection: BaseDatabaseWrapper) -> None:

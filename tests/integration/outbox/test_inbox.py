@@ -256,6 +256,53 @@ def test_a_handler_that_switches_autocommit_off_poisons_nothing(home: str) -> No
     assert Order.objects.count() == 1
 
 
+def test_a_handler_whose_hook_fails_after_the_commit_runs_again(
+    home: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its retry must not be a duplicate: what was left to the hook would never be done."""
+    started: list[str] = []
+
+    def start_task() -> None:
+        if not started:
+            started.append("failed")
+            raise ConnectionError("no broker for tasks")
+        started.append("done")
+
+    def hand_over(received: DomainEvent) -> None:
+        bill(received)
+        transaction.on_commit(start_task, using=home)
+
+    with pytest.raises(ConnectionError):
+        DjangoInbox().run(handler(hand_over), event())
+    assert Order.objects.count() == 1, "it was committed"
+    assert "'shop.bill' was committed for event e1, then" in caplog.text
+    assert "will run the whole handler again" in caplog.text
+    assert DjangoInbox().run(handler(hand_over), event())
+    assert not DjangoInbox().run(handler(hand_over), event())
+    assert started == ["failed", "done"]
+
+
+def test_a_failed_hook_that_left_a_transaction_open_is_taken_back_too(home: str) -> None:
+    def fail() -> None:
+        transaction.atomic(using=home).__enter__()
+        raise ConnectionError
+
+    def hand_over(received: DomainEvent) -> None:
+        transaction.on_commit(fail, using=home)
+
+    with pytest.raises(ConnectionError):
+        DjangoInbox().run(handler(hand_over), event())
+    assert DjangoInbox().run(handler(bill), event())
+
+
+def test_a_robust_hook_that_fails_costs_nothing(home: str) -> None:
+    def hand_over(received: DomainEvent) -> None:
+        transaction.on_commit(lambda: 1 / 0, using=home, robust=True)
+
+    assert DjangoInbox().run(handler(hand_over), event())
+    assert not DjangoInbox().run(handler(hand_over), event())
+
+
 def test_the_transaction_of_a_caller_is_left_alone(home: str) -> None:
     with transaction.atomic(using=home):
         assert DjangoInbox().run(handler(bill), event())
