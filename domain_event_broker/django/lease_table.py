@@ -6,10 +6,11 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
 from django.db import connections, transaction
-from django.db.models import F
+from django.db.models import F, Q
 
 from domain_event_broker.django.database import unix_time
 from domain_event_broker.django.leases import LeasePlan, LeaseState, plan_leases
@@ -19,6 +20,10 @@ from domain_event_broker.ports import Lease
 #: Part of a lease after which a relay stops sending by itself. The rest is for a wave of
 #: events that is under way then, and for clocks that do not run at the same speed.
 FENCE = 0.8
+
+#: A lease that ends later than so many leases from now was written before a clock was set back;
+#: if nobody renews it for as long, by a clock that nobody sets, its holder is dead.
+TOO_FAR = 2
 
 #: Leases after which the sign of life of a relay that never left is forgotten.
 FORGET_AFTER = 20
@@ -41,6 +46,8 @@ class LeaseTable:
         self._seconds = seconds
         self._clock = clock
         self._started_at: float | None = None
+        # Leases that end too far ahead, as read, each with the time at which we first read it so.
+        self._stuck_since: dict[LeaseState, float] = {}
 
     def renew(self) -> Lease:
         """Give a sign of life, follow the plan, and return what is ours now."""
@@ -48,7 +55,8 @@ class LeaseTable:
         now = unix_time(connections[self._alias])
         self._show_up(now)
         alive = self._alive(now)
-        plan = plan_leases(self.relay, alive, self._states(now, alive), now)
+        leases = self._without_stuck(self._states(now, alive), now)
+        plan = plan_leases(self.relay, alive, leases, now)
         self._follow(plan, now)
         return Lease(self._epochs(now), asked_at + self._seconds * FENCE)
 
@@ -79,8 +87,13 @@ class LeaseTable:
             relays.filter(seen_at__lt=now - FORGET_AFTER * self._seconds).delete()
 
     def _alive(self, now: float) -> list[str]:
-        """Relays seen within the time of a lease: whoever is silent longer has lost its buckets."""
-        relays = RelayHeartbeat.objects.using(self._alias).filter(seen_at__gt=now - self._seconds)
+        """Relays seen within the time of a lease: whoever is silent longer has lost its buckets.
+
+        One that was seen in the future was so before the clock was set back.
+        """
+        relays = RelayHeartbeat.objects.using(self._alias).filter(
+            seen_at__gt=now - self._seconds, seen_at__lte=now + self._seconds
+        )
         return list(relays.values_list("relay", flat=True))
 
     def _states(self, now: float, alive: Collection[str]) -> list[LeaseState]:
@@ -90,6 +103,22 @@ class LeaseTable:
             self._restore({bucket for bucket, _, _ in rows}, now, alive)
             rows = list(leases.values_list("bucket", "owner", "lease_until"))
         return [LeaseState(*row) for row in rows]
+
+    def _without_stuck(self, leases: Sequence[LeaseState], now: float) -> list[LeaseState]:
+        """Show leases as ended that end too far ahead and that nobody renews.
+
+        The clock of the database was set back. Their holders may be alive: these write a time
+        of today when they renew, before we would take from them.
+        """
+        at = self._clock()
+        too_far = [lease for lease in leases if lease.until > self._too_far(now)]
+        self._stuck_since = {lease: self._stuck_since.get(lease, at) for lease in too_far}
+        patience = TOO_FAR * self._seconds
+        stuck = {lease for lease, since in self._stuck_since.items() if at - since >= patience}
+        return [replace(lease, until=0.0) if lease in stuck else lease for lease in leases]
+
+    def _too_far(self, now: float) -> float:
+        return now + TOO_FAR * self._seconds
 
     def _restore(self, present: Collection[int], now: float, alive: Collection[str]) -> None:
         """Put missing leases back.
@@ -110,7 +139,8 @@ class LeaseTable:
             leases.filter(owner=self.relay, bucket__in=plan.release).update(owner="", lease_until=0.0)
         # In a statement of its own: whoever waits here for another relay holds nothing it wants.
         if plan.take:
-            free = leases.filter(bucket__in=plan.take, lease_until__lte=now).exclude(owner=self.relay)
+            is_over = Q(lease_until__lte=now) | Q(lease_until__gt=self._too_far(now))
+            free = leases.filter(is_over, bucket__in=plan.take).exclude(owner=self.relay)
             free.update(owner=self.relay, epoch=F("epoch") + 1, lease_until=until)
 
     def _epochs(self, now: float) -> dict[int, int]:

@@ -11,8 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 from django.db import connections
+from django.db.models import F
 
 from domain_event_broker.config import OutboxSettings
+from domain_event_broker.django.lease_table import LeaseTable
 from domain_event_broker.django.models import BUCKETS, RelayHeartbeat, RelayLease
 from domain_event_broker.django.relay_outbox import DjangoRelayOutbox
 from domain_event_broker.ports import Lease, Sent
@@ -86,6 +88,57 @@ def test_rebuilt_leases_are_not_taken_while_others_may_still_send(alias: str, ma
     assert not first.renew().epochs
     wait_until(lambda: first.renew().epochs, 5, interval=0.1)
     assert time.monotonic() > deadline
+
+
+def test_leases_of_the_dead_from_before_a_clock_was_set_back_move_on(
+    alias: str, make_relay: MakeRelay
+) -> None:
+    dead, relay = make_relay(alias), LeaseTable(alias, 10.0, clock := Clock())
+    dead.renew()
+    _set_back(alias, 3600.0)
+    for at, buckets in ((0.0, 0), (19.0, 0), (20.0, BUCKETS)):
+        clock.now = at
+        assert len(relay.renew().epochs) == buckets, at
+    assert all(epoch > 1 for epoch in relay.renew().epochs.values()), "the dead would notice"
+    relay.leave()
+
+
+def test_a_relay_that_lives_keeps_its_leases_when_a_clock_is_set_back(
+    alias: str, make_relay: MakeRelay
+) -> None:
+    alive, other = LeaseTable(alias, 10.0, clock := Clock()), LeaseTable(alias, 10.0, clock)
+    alive.renew()
+    _set_back(alias, 3600.0)
+    assert not other.renew().epochs
+    for at in (10.0, 20.0, 30.0):
+        clock.now = at
+        leases = [alive.renew().epochs, other.renew().epochs]
+    assert [len(lease) for lease in leases] == [32, 32]
+    assert all(leases[0][bucket] == 1 for bucket in leases[0]), "they never changed hands"
+    alive.leave()
+    other.leave()
+
+
+def test_a_relay_seen_in_the_future_is_not_counted(alias: str, make_relay: MakeRelay) -> None:
+    RelayHeartbeat.objects.using(alias).create(
+        relay="dead", host="h", pid=1, started_at=0, seen_at=time.time() + 3600
+    )
+    assert len(make_relay(alias).renew().epochs) == BUCKETS
+
+
+class Clock:
+    """A monotonic clock that moves when it is told to."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def _set_back(alias: str, seconds: float) -> None:
+    """Move what is written instead of the clock: the difference is the same."""
+    RelayLease.objects.using(alias).update(lease_until=F("lease_until") + seconds)
+    RelayHeartbeat.objects.using(alias).update(seen_at=F("seen_at") + seconds)
 
 
 def test_relays_that_were_killed_are_forgotten_at_last(alias: str, make_relay: MakeRelay) -> None:
