@@ -160,8 +160,14 @@ def with_exchange(settings: BrokerSettings, exchange: str, exchange_type: str) -
 
 def mask(url: str) -> str:
     """Return ``url`` with its password, and secrets in its query, replaced by ``***``."""
-    masked = re.sub(r"(?<=://)([^/?#]*?):[^/?#]*@", r"\1:***@", url)
+    # To the last "@": a password with "/", "?" or "#" in it makes a wrong URL, and must not show.
+    masked = re.sub(r"(?<=://)([^:@/]*):.*@", r"\1:***@", url)
     return re.sub(r"(?i)(password|secret|token)=[^&]*", r"\1=***", masked)
+
+
+def _shown(given: object) -> str:
+    """Return a value for an error message, without the passwords it may hold."""
+    return mask(repr(given))
 
 
 def scheme(url: str) -> str:
@@ -190,10 +196,10 @@ def _convert(hint: Any, choices: Sequence[str] | None, given: Any, path: str) ->
         return _urls(path, given)
     if hint in (OutboxSettings, SubscriberSettings):
         if not isinstance(given, Mapping):
-            raise ConfigurationError(f"{path} is {given!r}, not a dict")
+            raise ConfigurationError(f"{path} is {_shown(given)}, not a dict")
         return _build(hint, given, path)
     if choices and given not in choices:
-        raise ConfigurationError(f"{path} is {given!r}; choose one of {', '.join(choices)}")
+        raise ConfigurationError(f"{path} is {_shown(given)}; choose one of {', '.join(choices)}")
     _check_value(hint, given, path)
     return given
 
@@ -202,7 +208,7 @@ def _check_value(hint: Any, given: Any, path: str) -> None:
     accepted = get_args(hint) or ((float, int) if hint is float else (hint,))
     if not isinstance(given, accepted) or (isinstance(given, bool) and bool not in accepted):
         names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in accepted)
-        raise ConfigurationError(f"{path} is {given!r}; its type must be {names}")
+        raise ConfigurationError(f"{path} is {_shown(given)}; its type must be {names}")
     if isinstance(given, (int, float)) and not isinstance(given, bool):
         least = 0 if path.endswith(_MAY_BE_ZERO) else 1
         if not given >= least:
@@ -213,8 +219,8 @@ def _urls(path: str, given: object) -> tuple[str, ...]:
     urls = (given,) if isinstance(given, str) else given
     if not isinstance(urls, (list, tuple)) or not urls or not all(isinstance(url, str) for url in urls):
         raise ConfigurationError(
-            f"{path} is {given!r}; use a URL such as 'amqp://user:password@host:5672/%2F', a list of them, "
-            "or None to switch the broker off"
+            f"{path} is {_shown(given)}; use a URL such as 'amqp://user:password@host:5672/%2F', "
+            "a list of them, or None to switch the broker off"
         )
     expanded = [each for url in urls for each in _hosts(url)]
     for url in expanded:
@@ -239,5 +245,9 @@ def _check_url(path: str, url: str) -> None:
         )
     try:
         urlsplit(url).port  # noqa: B018 - reading it checks it
-    except ValueError as error:
-        raise ConfigurationError(f"{path} is {mask(url)!r}: {error}") from error
+    except ValueError:
+        # Not the words of ``error``, nor as its cause: they can hold a part of the password.
+        raise ConfigurationError(
+            f"{path} is {mask(url)!r}, which has no valid port; write '/', '?', '#' and '@' in a "
+            "password as %2F, %3F, %23 and %40"
+        ) from None

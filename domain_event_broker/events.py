@@ -85,12 +85,17 @@ class DomainEvent:
         """What follows the domain: ``"registered"`` of ``"user.registered"``."""
         return self.routing_key.partition(".")[2]
 
+    @property
+    def event_data(self) -> dict[str, Any]:
+        """The fields of the body, as the older library has them: for the ``extra`` of a log line."""
+        return {name: getattr(self, name) for name in _WIRE_FIELDS}
+
     def to_json(self) -> str:
         """Return the body this event is sent with: ASCII JSON, one object.
 
         :raises InvalidEvent: ``data`` holds something JSON cannot; the message says where.
         """
-        fields = {**self.extra, **{name: getattr(self, name) for name in _WIRE_FIELDS}}
+        fields = {**self.extra, **self.event_data}
         try:
             return json.dumps(fields, separators=(",", ":"), allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
@@ -151,7 +156,9 @@ def encode(event: DomainEvent, max_bytes: int = MAX_PAYLOAD_BYTES) -> Message:
             f"event {event.routing_key!r} is {len(body)} bytes long; at most {max_bytes} are allowed "
             "(setting MAX_PAYLOAD_BYTES). Publish a reference to large content, not the content itself."
         )
-    return Message(event.routing_key, body, event.uuid_string, event.domain_object_id, event.timestamp)
+    return Message(
+        event.routing_key, body, event.uuid_string, event.domain_object_id or None, event.timestamp
+    )
 
 
 def decode(body: bytes, event_id: str = "", retries: int = 0) -> DomainEvent:
@@ -161,9 +168,10 @@ def decode(body: bytes, event_id: str = "", retries: int = 0) -> DomainEvent:
     :raises MalformedEvent: it is not an event, or lacks a field no handler can do without.
     """
     fields = _read_object(body)
-    if event_id:
-        fields.setdefault("uuid_string", event_id)
-    missing = [name for name in _REQUIRED_FIELDS if name not in fields]
+    if fields.get("uuid_string") in (None, ""):
+        # Without one that stays, each delivery would be another event for the inbox.
+        fields["uuid_string"] = event_id
+    missing = [name for name in _REQUIRED_FIELDS if fields.get(name, "") == ""]
     if missing:
         raise MalformedEvent(f"the body lacks the field {missing[0]!r}; it has {_listed(fields)}")
     _check_types(fields)
@@ -185,21 +193,30 @@ def new_event_id() -> str:
 
 
 def _check_identity(event: DomainEvent) -> None:
-    for name, limit in (("uuid_string", 64), ("domain_object_id", 255)):
-        value = getattr(event, name)
-        if value is None and name == "domain_object_id":
-            continue
-        if name == "domain_object_id" and isinstance(value, (int, uuid.UUID)):
-            event.domain_object_id = value = str(value)
-        if not isinstance(value, str) or not value or len(value) > limit or not value.isprintable():
-            raise InvalidEvent(
-                f"event {event.routing_key!r}: {name}={value!r} is not "
-                f"a printable string of 1 to {limit} characters"
-            )
-    if isinstance(event.timestamp, bool) or not isinstance(event.timestamp, (int, float)):
+    # Any: what callers give is not always what the signature asks for.
+    key: Any = event.domain_object_id
+    event_id: Any = event.uuid_string
+    timestamp: Any = event.timestamp
+    if isinstance(key, (int, uuid.UUID)):
+        event.domain_object_id = key = str(key)
+    if key is not None and not (isinstance(key, str) and len(key) <= 255 and _is_storable(key)):
         raise InvalidEvent(
-            f"event {event.routing_key!r}: timestamp={event.timestamp!r} is not Unix time in seconds"
+            f"event {event.routing_key!r}: domain_object_id={key!r} is not a string of at most 255 "
+            "characters without NUL and lone surrogates"
         )
+    if not isinstance(event_id, str) or not 1 <= len(event_id) <= 64 or not event_id.isprintable():
+        raise InvalidEvent(
+            f"event {event.routing_key!r}: uuid_string={event_id!r} is not "
+            "a printable string of 1 to 64 characters"
+        )
+    if isinstance(timestamp, bool) or not isinstance(timestamp, (int, float)):
+        raise InvalidEvent(
+            f"event {event.routing_key!r}: timestamp={timestamp!r} is not Unix time in seconds"
+        )
+
+
+def _is_storable(text: str) -> bool:
+    return "\x00" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _read_object(body: str | bytes) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class Failure:
         return cls(
             reason=reason,
             error_type=name,
-            message=_storable(str(error))[:MAX_MESSAGE],
+            message=_storable(_text_of(error))[:MAX_MESSAGE],
             traceback=_storable(trace)[-MAX_TRACEBACK:],
             attempts=attempts,
             host=f"{socket.gethostname()}:{os.getpid()}",
@@ -97,6 +97,13 @@ def _text(headers: Mapping[str, object], name: str) -> str:
 def _number(headers: Mapping[str, object], name: str) -> int:
     value = headers.get(f"{_PREFIX}{name}", 0)
     return value if isinstance(value, int) else 0
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # a __str__ of somebody's own may fail, and the event must not vanish for it
+        return f"(str() of this {type(error).__name__} failed)"
 
 
 def _storable(text: str) -> str:

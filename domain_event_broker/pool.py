@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ class HandlerPool(Generic[Work, Answer]):
         self._may_start = may_start
         self._waiting: dict[str, deque[Job[Work]]] = {lane: deque() for lane in limits}
         self._running = dict.fromkeys(limits, 0)
+        self._at_work: dict[int, tuple[Work, float]] = {}
         self._turn: deque[str] = deque(limits)
         self._answers: deque[Answer] = deque()
         self._changed = threading.Condition()
@@ -83,6 +85,11 @@ class HandlerPool(Generic[Work, Answer]):
                 queue.clear()
             return dropped
 
+    def at_work(self) -> list[tuple[Work, float]]:
+        """Return what runs just now, each with the reading of ``time.monotonic()`` at its start."""
+        with self._changed:
+            return list(self._at_work.values())
+
     @property
     def running(self) -> int:
         """How many jobs run just now."""
@@ -113,13 +120,22 @@ class HandlerPool(Generic[Work, Answer]):
                         return
                     self._changed.wait()
                     job = self._next()
-            answer = self._run(job.work)
-            with self._changed:
-                self._running[job.lane] -= 1
-                self._answers.append(answer)
-                if self._waiting[job.lane]:
-                    self._changed.notify()
+                self._at_work[threading.get_ident()] = (job.work, time.monotonic())
+            answers: list[Answer] = []
+            try:
+                answers.append(self._run(job.work))
+            finally:
+                self._leave(job.lane, answers)
             self._on_answer()
+
+    def _leave(self, lane: str, answers: list[Answer]) -> None:
+        """Take note of the end of a job; in one step with its answer, so that none is overlooked."""
+        with self._changed:
+            del self._at_work[threading.get_ident()]
+            self._running[lane] -= 1
+            self._answers.extend(answers)
+            if self._waiting[lane]:
+                self._changed.notify()
 
     def _next(self) -> Job[Work] | None:
         """Take the first job of the next lane that has one and may run it."""

@@ -8,8 +8,6 @@ one batch, never a loss. No transaction is open while the broker is talked to.
 from __future__ import annotations
 
 import logging
-import random
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +19,7 @@ from domain_event_broker.errors import (
     OutboxNotMigrated,
     OutboxUnavailable,
 )
+from domain_event_broker.patience import Outage, StopFlag
 from domain_event_broker.ports import (
     Held,
     Lease,
@@ -38,8 +37,8 @@ logger = logging.getLogger("domain_event_broker.relay")
 
 #: Delays between tries of one event that the broker refused.
 REFUSED_BACKOFF = Backoff.exponential(1.0, max=600.0)
-#: Seconds between two tries to reach a broker or a database that is away: first and longest.
-AWAY_SECONDS = (0.2, 30.0)
+#: Longest time between two tries to reach a broker or a database that is away, in seconds.
+AWAY_SECONDS = 30.0
 #: Routing keys for which "nobody subscribes" is remembered as said.
 UNROUTABLE_KEYS_REMEMBERED = 1000
 
@@ -97,7 +96,8 @@ class Relay:
         self._lease: Lease | None = None
         self._renew_at = 0.0
         self._unroutable_keys: set[str] = set()
-        self._stopping = threading.Event()
+        self._stopping = StopFlag()
+        self._outage = Outage(logger, AWAY_SECONDS)
 
     def stop(self) -> None:
         """Let the relay finish the batch at hand and return. Safe from any thread or signal handler."""
@@ -109,19 +109,18 @@ class Relay:
 
         :raises OutboxNotMigrated: there is no outbox table at the start.
         """
-        failures = 0
         try:
             while not self._stopping.is_set():
                 try:
                     busy = self._turn()
-                    failures = self._back(failures)
+                    if self._outage.over():
+                        logger.info("relaying again")
                     if not busy:
                         self._idle()
                 except (BrokerUnavailable, OutboxUnavailable) as error:
                     if isinstance(error, OutboxNotMigrated) and self._lease is None:
                         raise
-                    failures += 1
-                    self._away(error, failures)
+                    self._away(error)
         finally:
             self._close()
 
@@ -167,11 +166,11 @@ class Relay:
 
     def _current_lease(self) -> Lease:
         """Return our lease, renewed each third of its time."""
-        if self._lease is None or self._clock() >= self._renew_at:
-            # The next renewal is reckoned from before this one: however long it takes, the
-            # time until it is due again does not grow beyond the lease.
-            self._renew_at = self._clock() + self._options.lease_seconds / 3
+        now = self._clock()
+        if self._lease is None or now >= self._renew_at:
             self._lease = self._outbox.renew()
+            # Reckoned from before the renewal, however long that took: so long it may be ours.
+            self._renew_at = now + self._options.lease_seconds / 3
         return self._lease
 
     def _send(self, lease: Lease, rows: Sequence[OutboxRow]) -> None:
@@ -259,18 +258,10 @@ class Relay:
         until_renewal = max(0.0, self._renew_at - self._clock())
         self._outbox.wait(min(self._options.poll_seconds, until_renewal))
 
-    def _away(self, error: DomainEventBrokerError, failures: int) -> None:
+    def _away(self, error: DomainEventBrokerError) -> None:
         """Wait a little for a broker or a database that went away. No event pays for it."""
         self._disconnect()
-        if failures == 1:
-            logger.error("%s; trying again until it is back", error)
-        seconds = min(AWAY_SECONDS[0] * 2 ** min(failures, 10), AWAY_SECONDS[1])
-        self._stopping.wait(seconds * random.uniform(0.5, 1.0))  # noqa: S311 - spreads reconnects, no secret
-
-    def _back(self, failures: int) -> int:
-        if failures:
-            logger.info("relaying again after %d tries", failures)
-        return 0
+        self._stopping.wait(self._outage.failed(error))
 
     def _disconnect(self) -> None:
         transport, self._transport = self._transport, None

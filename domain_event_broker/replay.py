@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -104,7 +105,7 @@ def browse(letters: DeadLetters, accept: LetterFilter, limit: int | None = None)
             found.append(letter)
         return LEAVE
 
-    letters.sift(look)
+    letters.sift(look, _shown_at_most(accept, limit))
     return found
 
 
@@ -129,7 +130,7 @@ def replay(
         progress(letter)
         return decision
 
-    return letters.sift(decide)
+    return letters.sift(decide, _shown_at_most(accept, limit))
 
 
 def event_of(letter: DeadLetter) -> DomainEvent:
@@ -143,6 +144,21 @@ def event_of(letter: DeadLetter) -> DomainEvent:
 def event_id_of(letter: DeadLetter) -> str:
     """Return the identity on the envelope of a dead letter, or else in its body, or ``""``."""
     return letter.event_id or event_of(letter).uuid_string
+
+
+def _shown_at_most(accept: LetterFilter, limit: int | None) -> int | None:
+    """Return how many letters must be looked at: where any will do, no more than are wanted."""
+    return limit if accept == LetterFilter() else None
+
+
+def identity_of(letter: DeadLetter) -> str:
+    """Return what tells a dead letter from others: its event id, or else a digest of what it is."""
+    return (
+        letter.event_id
+        or hashlib.sha256(
+            letter.routing_key.encode("utf-8", "surrogatepass") + b"\0" + letter.body
+        ).hexdigest()
+    )
 
 
 @contextmanager

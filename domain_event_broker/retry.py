@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random as _random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ class RetryPolicy:
         if retries >= self.max_retries or not self.covers(error):
             return None
         if isinstance(error, Retry):
-            return min(error.delay, MAX_DELAY)
+            return _asked_for(error)
         return (self.backoff or DEFAULT_BACKOFF).delay(retries + 1)
 
     def known_delays(self) -> tuple[float, ...]:
@@ -108,3 +109,11 @@ class RetryPolicy:
             return ()
         attempts = range(1, min(self.max_retries, 64) + 1)
         return tuple(sorted({backoff.nominal(attempt) for attempt in attempts}))
+
+
+def _asked_for(error: Retry) -> float:
+    """Return the delay of a ``Retry``, in seconds; the default if a subclass left out or spoiled it."""
+    delay = getattr(error, "delay", None)
+    if isinstance(delay, (int, float)) and 0 <= delay < math.inf:
+        return min(float(delay), MAX_DELAY)
+    return Retry().delay

@@ -8,8 +8,6 @@ returned; one whose process dies is delivered again.
 from __future__ import annotations
 
 import logging
-import random
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +16,9 @@ from domain_event_broker import config
 from domain_event_broker.config import BrokerSettings, SubscriberSettings
 from domain_event_broker.errors import BrokerUnavailable, HandlerError, InboxUnavailable
 from domain_event_broker.execution import DirectInbox, execute
+from domain_event_broker.failures import Failure
 from domain_event_broker.handlers import Handler, HandlerFunction, Registry
+from domain_event_broker.patience import Outage, StopFlag
 from domain_event_broker.pool import HandlerPool, Job
 from domain_event_broker.ports import Action, Delivery, Inbox, Settlement, Subscription, Transport
 from domain_event_broker.transports import open_transport
@@ -29,8 +29,12 @@ logger = logging.getLogger("domain_event_broker.subscriber")
 POLL_SECONDS = 0.25
 #: Deliveries taken from the transport at once; how many are under way is bounded by prefetch.
 RECEIVE_LIMIT = 1000
-#: Seconds between two tries to reach a broker or an inbox that is away: at first, and at most.
-RECONNECT_SECONDS = (0.2, 5.0)
+#: Longest time between two tries to reach a broker or an inbox that is away, in seconds.
+RECONNECT_SECONDS = 5.0
+#: A connection that served for so many seconds was a good one: the next loss is a new outage.
+STABLE_SECONDS = 30.0
+#: A handler that works on one event for so many seconds is told of; then after twice the time.
+SLOW_SECONDS = 60.0
 
 _inbox: Inbox = DirectInbox()
 
@@ -93,11 +97,14 @@ class Consumer:
         self._settings = settings
         self._inbox = inbox or _inbox
         self._connect = connect
-        self._stopping = threading.Event()
+        self._stopping = StopFlag()
+        self._outage = Outage(logger, RECONNECT_SECONDS)
+        self._slow: dict[int, float] = {}
+        self._look_for_slow_at = 0.0
         self._parked = False
         self._transport: Transport | None = None
         self._session = 0
-        self._was_serving = False
+        self._served_since: float | None = None
         self._deadline: float | None = None
         defaults = settings.subscriber
         self._policies = {handler.name: handler.policy(defaults.max_retries) for handler in handlers}
@@ -122,17 +129,17 @@ class Consumer:
             self._on_answer,
             may_start=lambda: not self._ended(),
         )
-        failures = 0
         try:
             while not self._ended():
                 try:
                     self._serve(transport)
-                    failures = 0
                 except BrokerUnavailable as error:
-                    failures = 0 if self._was_serving else failures + 1
-                    self._lost(error, failures)
-                    self._pause(failures)
+                    if self._served_since is not None:
+                        self._forget_outage_after(time.monotonic() - self._served_since)
+                    self._pause(self._outage.failed(error))
                 transport = None
+        except KeyboardInterrupt:
+            self.stop()
         finally:
             self._pool.close()
 
@@ -142,27 +149,35 @@ class Consumer:
 
     def _serve(self, transport: Transport | None) -> None:
         """Serve over one connection until stopped; raises when the connection is lost."""
-        self._was_serving = False
+        self._served_since = None
         self._transport = transport or self._connect(self._settings)
         self._session += 1
         try:
             for handler in self._handlers.values():
                 self._transport.subscribe(subscription_of(handler, self._settings.subscriber))
-            self._was_serving = True
+            self._served_since = time.monotonic()
             logger.info(
                 "consuming %s from %s",
                 ", ".join(self._handlers),
                 self._settings.masked_url,
                 extra={"handlers": list(self._handlers)},
             )
-            while not self._ended():
-                self._turn(self._transport, RECEIVE_LIMIT, self._wait_seconds())
+            self._receive_until_ended(self._transport)
             self._finish(self._transport)
         finally:
             # Deliveries of this connection that were not started come back over the next one.
             self._pool.drop_waiting()
             transport, self._transport = self._transport, None
             transport.close()
+
+    def _receive_until_ended(self, transport: Transport) -> None:
+        try:
+            while not self._ended():
+                self._turn(transport, RECEIVE_LIMIT, self._wait_seconds())
+                self._tell_of_slow_handlers()
+        except KeyboardInterrupt:
+            # Ctrl-C in a program without signal handlers of its own: a stop like any other.
+            self.stop()
 
     def _turn(self, transport: Transport, limit: int, wait: float) -> None:
         """Settle what is done, and receive what is there, waiting only if nothing is done."""
@@ -192,8 +207,9 @@ class Consumer:
             )
 
     def _execute(self, work: _Work) -> tuple[int, Settlement]:
+        """Run the handler of a delivery; in a thread of the pool, so nothing may be raised."""
         handler = self._handlers[work.delivery.queue]
-        wait = RECONNECT_SECONDS[0]
+        outage = Outage(logger, RECONNECT_SECONDS)
         while True:
             try:
                 return work.session, execute(
@@ -201,10 +217,12 @@ class Consumer:
                 )
             except InboxUnavailable as error:
                 # The delivery is kept, not given back: the event is fine, the database is not.
-                logger.warning("%s waits for the inbox: %s", handler.name, error)
-                if self._stopping.wait(wait) or work.session != self._session:
+                if self._stopping.wait(outage.failed(error)) or work.session != self._session:
                     return work.session, Settlement(work.delivery, Action.REQUEUE)
-                wait = min(wait * 2, RECONNECT_SECONDS[1])
+            except BaseException:
+                logger.exception("the result of %s is not known; its event is dead-lettered", handler.name)
+                failure = Failure("error", message="the library failed while it handled the event")
+                return work.session, Settlement(work.delivery, Action.DEAD, failure=failure)
 
     def _on_answer(self) -> None:
         if self._parked:
@@ -221,18 +239,34 @@ class Consumer:
             return POLL_SECONDS
         return max(0.0, min(POLL_SECONDS, self._deadline - time.monotonic()))
 
-    def _lost(self, error: BrokerUnavailable, failures: int) -> None:
-        if failures <= 1:
-            logger.error("%s; trying again until it is back", error)
-        else:
-            logger.debug("still no broker: %s", error)
+    def _forget_outage_after(self, seconds: float) -> None:
+        if seconds >= STABLE_SECONDS:
+            self._outage.over()
 
-    def _pause(self, failures: int) -> None:
-        seconds = min(RECONNECT_SECONDS[0] * 2 ** min(failures, 10), RECONNECT_SECONDS[1])
-        left = seconds * random.uniform(0.5, 1.0)  # noqa: S311 - spreads reconnects, no secret
-        if self._deadline is not None:
-            left = max(0.0, min(left, self._deadline - time.monotonic()))
-        self._stopping.wait(left)
+    def _pause(self, seconds: float) -> None:
+        left = seconds if self._deadline is None else self._deadline - time.monotonic()
+        self._stopping.wait(min(seconds, left))
+
+    def _tell_of_slow_handlers(self) -> None:
+        """Say which handlers work on one event for long: the other events of theirs wait for it."""
+        now = time.monotonic()
+        if now < self._look_for_slow_at:
+            return
+        self._look_for_slow_at = now + SLOW_SECONDS / 6
+        told, self._slow = self._slow, {}
+        for work, since in self._pool.at_work():
+            limit = told.get(id(work), SLOW_SECONDS)
+            if now - since >= limit:
+                limit *= 2
+                logger.warning(
+                    "%s has worked on %s %s for %d s",
+                    work.delivery.queue,
+                    work.delivery.routing_key,
+                    work.delivery.event_id,
+                    now - since,
+                    extra={"handler": work.delivery.queue, "event_id": work.delivery.event_id},
+                )
+            self._slow[id(work)] = limit
 
 
 class Subscriber:
@@ -325,19 +359,27 @@ class Subscriber:
     def start_consuming(self, timeout: float | None = None) -> None:
         """Handle events until :meth:`stop_consuming` is called, or ``timeout`` seconds have passed.
 
-        A connection that is lost is opened anew, for ever.
+        A connection that is lost is opened anew, for ever. Ctrl-C ends it, too.
+
+        :param timeout: in seconds; ``None`` or 0: no end.
         """
-        if self._settings is None or self._stopped:
+        stopped, self._stopped = self._stopped, False
+        if self._settings is None or stopped:
             return
         self._consumer = Consumer(self._registry.all(), self._settings, threads=1)
-        if not self._stopped:  # stop_consuming() may have been called in between
-            transport, self._transport = self._transport, None
-            self._consumer.run(timeout, transport)
-        self._stopped = False
+        transport, self._transport = self._transport, None
+        try:
+            self._consumer.run(timeout or None, transport)
+        finally:
+            self._consumer = None
 
     def stop_consuming(self) -> None:
-        """Let :meth:`start_consuming` finish the event at hand and return. Safe from any thread."""
-        if self._consumer is not None:
-            self._consumer.stop()
+        """Let :meth:`start_consuming` finish the event at hand and return. Safe from any thread.
+
+        Called before it, it makes the next :meth:`start_consuming` return at once.
+        """
+        consumer = self._consumer
+        if consumer is not None:
+            consumer.stop()
         else:
             self._stopped = True

@@ -77,6 +77,28 @@ def test_a_password_never_shows(url: str) -> None:
         assert "ret@" not in shown
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        "amqp://user:pa/topsecret@host:1/v",
+        "amqp://user:pa#topsecret@host",
+        "amqp://user:pa?topsecret@host:x",
+        "amqp://user:12/34topsecret@host/v",
+        ("amqp://user:topsecret@host", None),
+        b"amqp://user:topsecret@host",
+        {"URL": 7, "EXCHANGE": "amqp://user:topsecret@host"},
+        {"OUTBOX": "amqp://user:topsecret@host"},
+        {"OUTBOX": {"UNROUTABLE": "amqp://user:topsecret@host"}},
+    ],
+)
+def test_a_password_shows_in_no_error_and_no_masked_url(value: object) -> None:
+    try:
+        shown = parsed(value).masked_url
+    except ConfigurationError as error:
+        shown = f"{error} {error.__cause__}"
+    assert "topsecret" not in shown
+
+
 def test_an_unknown_scheme_lists_the_known_ones() -> None:
     with pytest.raises(ConfigurationError, match="must be one of amqp, amqps, database, memory"):
         transport_class(["carrier-pigeon://roof"])

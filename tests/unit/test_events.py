@@ -122,7 +122,8 @@ def test_a_body_over_the_limit_is_refused_with_both_sizes() -> None:
         {"uuid_string": "x" * 65},
         {"uuid_string": 7},
         {"uuid_string": "a\n"},
-        {"domain_object_id": ""},
+        {"domain_object_id": "a\x00"},
+        {"domain_object_id": "\ud800"},
         {"domain_object_id": "x" * 256},
         {"domain_object_id": 1.5},
         {"timestamp": "now"},
@@ -179,3 +180,21 @@ def test_retries_come_from_the_envelope_never_from_the_body() -> None:
 def test_no_bytes_at_all_make_decoding_fail_in_another_way(body: bytes) -> None:
     with pytest.raises(MalformedEvent):
         decode(body)
+
+
+@pytest.mark.parametrize("given", ["null", '""'])
+def test_an_empty_identity_in_the_body_gives_way_to_the_one_on_the_envelope(given: str) -> None:
+    body = f'{{"routing_key": "a.b", "data": {{}}, "uuid_string": {given}}}'.encode()
+    assert decode(body, event_id="e-1").uuid_string == "e-1"
+    with pytest.raises(MalformedEvent, match="lacks the field 'uuid_string'"):
+        decode(body)
+
+
+def test_an_empty_domain_object_id_is_none_at_all() -> None:
+    assert encode(DomainEvent("a.b", {}, "")).ordering_key is None
+    assert encode(DomainEvent("a.b", {}, "line\nbreak")).ordering_key == "line\nbreak"
+
+
+def test_event_data_is_what_the_body_says() -> None:
+    event = DomainEvent("a.b", {"n": 1}, "o-1")
+    assert json.loads(event.to_json()) == event.event_data

@@ -111,6 +111,43 @@ def test_what_is_not_to_be_retried_is_dead_lettered_at_once(
     assert type(error).__name__ in letter.failure.traceback
 
 
+class Unspeakable(Exception):
+    """An exception that cannot be told of."""
+
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+class HalfRetry(Retry):
+    """A Retry that forgot to be made as one."""
+
+    def __init__(self) -> None:
+        Exception.__init__(self)
+
+
+@pytest.mark.parametrize("error", [Unspeakable(), HalfRetry()])
+def test_an_exception_that_is_itself_broken_does_not_stop_the_handler(bench: Bench, error: Exception) -> None:
+    calls = Calls(error)
+    handler = bench.handler(calls, max_retries=0)
+    bench.publish(handler, 1, 2)
+    with bench.consuming(handler):
+        letters = bench.dead_letters(handler, 2)
+    assert calls.values == [1, 2]
+    assert all(letter.failure is not None for letter in letters)
+
+
+def test_a_handler_that_takes_long_is_told_of(
+    bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("domain_event_broker.subscriber.SLOW_SECONDS", 0.2)
+    release = threading.Event()
+    handler = bench.handler(lambda event: release.wait(60))
+    (event,) = bench.publish(handler, 1)
+    with bench.consuming(handler), caplog.at_level(logging.WARNING, "domain_event_broker"):
+        wait_until(lambda: f"has worked on {handler.name} {event.uuid_string}" in caplog.text, 30, "a word")
+        release.set()
+
+
 def test_a_retry_raised_for_an_error_tells_of_that_error(bench: Bench) -> None:
     def call(event: DomainEvent) -> None:
         try:

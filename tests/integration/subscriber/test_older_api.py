@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 
 import pytest
@@ -65,6 +66,32 @@ def test_stop_consuming_ends_start_consuming_from_another_thread(url: str, name:
     printer.stop_consuming()
     thread.join(30)
     assert not thread.is_alive()
+
+
+def test_a_stop_before_the_start_ends_that_one_start_only(url: str, name: str) -> None:
+    seen: list[DomainEvent] = []
+    printer = Subscriber(url)
+    printer.register(seen.append, name, (name,))
+    printer.stop_consuming()
+    printer.start_consuming()
+    publish_domain_event(name, {}, connection_settings=url)
+    printer.start_consuming(timeout=1.0)
+    assert len(seen) == 1
+
+
+def test_ctrl_c_ends_start_consuming_quietly_after_the_event_at_hand(url: str, name: str) -> None:
+    done: list[str] = []
+
+    def call(event: DomainEvent) -> None:
+        signal.raise_signal(signal.SIGINT)
+        threading.Event().wait(0.3)
+        done.append(event.uuid_string)
+
+    printer = Subscriber(url)
+    printer.register(call, name, (name,))
+    event = publish_domain_event(name, {}, connection_settings=url)
+    printer.start_consuming()
+    assert done == [event.uuid_string]
 
 
 def test_handlers_of_one_subscriber_never_run_beside_each_other(url: str, name: str) -> None:

@@ -15,7 +15,7 @@ from domain_event_broker.django.management.base import OK, USAGE, BrokerCommand,
 from domain_event_broker.django.terminal import Progress
 from domain_event_broker.errors import HandlerError
 from domain_event_broker.ports import DeadLetter, DeadLetters, Decision
-from domain_event_broker.replay import LetterFilter, browse, event_id_of, replay
+from domain_event_broker.replay import LetterFilter, browse, event_id_of, identity_of, replay
 from domain_event_broker.routing import check_binding_key
 from domain_event_broker.transports import open_transport
 
@@ -99,16 +99,17 @@ class Command(BrokerCommand):
         """Ask first, act afterwards: nothing is held in the broker while somebody thinks."""
         with self._letters(queue) as letters:
             found = browse(letters, accept, limit)
-        decisions: dict[str, Decision] = {}
+        # A list for each: an event can be there twice, and each of the two gets its own answer.
+        decisions: dict[str, list[Decision]] = {}
         for number, letter in enumerate(found, 1):
             self.stdout.write(f"\n{queue}, {number} of {len(found)}")
             self._show(letter)
             answer = self._ask()
             if answer is None:
                 break
-            decisions[event_id_of(letter)] = answer
+            decisions.setdefault(identity_of(letter), []).append(answer)
         with self._letters(queue) as letters:
-            report = letters.sift(lambda letter: decisions.get(event_id_of(letter), Decision.LEAVE))
+            report = letters.sift(lambda letter: _next_answer(decisions, letter))
         self.stdout.write(
             f"{queue}: {report.replayed:,} replayed, {report.discarded:,} discarded, {report.left:,} left"
         )
@@ -145,6 +146,12 @@ class Command(BrokerCommand):
             )
         body = letter.body.decode("utf-8", "replace")
         self.stdout.write(f"  {body if len(body) <= 200 else body[:197] + '...'}")
+
+
+def _next_answer(decisions: dict[str, list[Decision]], letter: DeadLetter) -> Decision:
+    """Return what was decided for a letter; one that nobody was asked about stays."""
+    answers = decisions.get(identity_of(letter))
+    return answers.pop(0) if answers else Decision.LEAVE
 
 
 def _filter(options: dict[str, Any]) -> LetterFilter:

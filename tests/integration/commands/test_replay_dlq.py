@@ -1,0 +1,132 @@
+"""``manage.py replay_dlq``, on the memory transport."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from django.core.management import CommandError, call_command
+
+from domain_event_broker import DomainEvent, config
+from domain_event_broker.events import Message, encode
+from domain_event_broker.failures import Failure
+from domain_event_broker.ports import Action, DeadLetter, Settlement, Subscription
+from domain_event_broker.replay import LetterFilter, browse
+from domain_event_broker.transports import open_transport
+
+
+class Stage:
+    """A handler's dead letters."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.transport = open_transport(config.current())  # type: ignore[arg-type]
+        self.transport.subscribe(Subscription(name, (f"{name}.#",)))
+
+    def bury(self, *messages: Message) -> None:
+        self.transport.publish(messages)
+        for delivery in self.transport.receive(100, 5):
+            failure = Failure("error", "ServiceDown", "no answer")
+            self.transport.settle([Settlement(delivery, Action.DEAD, failure=failure)])
+
+    def letters(self) -> list[DeadLetter]:
+        return browse(self.transport.dead_letters(self.name), LetterFilter())
+
+    def waiting(self) -> list[bytes]:
+        return [delivery.body for delivery in self.transport.receive(100, 0)]
+
+    def message(self, **data: Any) -> Message:
+        return encode(DomainEvent(f"{self.name}.placed", data))
+
+
+@pytest.fixture
+def stage(settings: Any, fresh_name: Callable[[str], str]) -> Iterator[Stage]:
+    settings.DOMAIN_EVENT_BROKER = f"memory://{fresh_name('broker')}"
+    made = Stage(fresh_name("handler"))
+    yield made
+    made.transport.close()
+
+
+def run(*arguments: str, answers: str = "", monkeypatch: pytest.MonkeyPatch | None = None) -> str:
+    output = io.StringIO()
+    if monkeypatch is not None:
+        monkeypatch.setattr("sys.stdin", io.StringIO(answers))
+    call_command("replay_dlq", *arguments, stdout=output)
+    return output.getvalue()
+
+
+def test_all_dead_letters_go_back_to_work(stage: Stage) -> None:
+    sent = [stage.message(n=n) for n in range(3)]
+    stage.bury(*sent)
+    assert "3/3" in run(stage.name)
+    assert stage.waiting() == [message.body for message in sent]
+    assert not stage.letters()
+
+
+def test_a_limit_leaves_the_rest(stage: Stage) -> None:
+    sent = [stage.message(n=n) for n in range(3)]
+    stage.bury(*sent)
+    run(stage.name, "--limit", "1")
+    assert [letter.body for letter in stage.letters()] == [message.body for message in sent[1:]]
+
+
+def test_a_limit_counts_what_matches(stage: Stage) -> None:
+    first, second, third = (stage.message(n=n) for n in range(3))
+    stage.bury(first, second, third)
+    run(stage.name, "--limit", "1", "--event", second.event_id, "--event", third.event_id)
+    assert [letter.body for letter in stage.letters()] == [first.body, third.body]
+
+
+def test_a_dry_run_shows_and_changes_nothing(stage: Stage) -> None:
+    message = stage.message(n=1)
+    stage.bury(message)
+    output = run(stage.name, "--dry-run")
+    assert message.event_id in output
+    assert "error: ServiceDown no answer" in output
+    assert "would replay 1 of 1" in output
+    assert len(stage.letters()) == 1
+
+
+def test_discarding_deletes(stage: Stage) -> None:
+    stage.bury(stage.message(n=1))
+    run(stage.name, "--discard")
+    assert not stage.letters()
+    assert not stage.waiting()
+
+
+def test_each_of_two_copies_of_an_event_gets_its_own_answer(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = stage.message(n=1)
+    stage.bury(message, message)
+    output = run(stage.name, "--interactive", answers="r\nd\n", monkeypatch=monkeypatch)
+    assert "1 replayed, 1 discarded, 0 left" in output
+    assert stage.waiting() == [message.body]
+
+
+def test_letters_that_nobody_was_asked_about_stay(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    nameless = [Message(f"{stage.name}.placed", body, "") for body in (b"{one", b"{two", b"{three")]
+    stage.bury(*nameless)
+    output = run(stage.name, "--interactive", answers="d\nq\n", monkeypatch=monkeypatch)
+    assert "0 replayed, 1 discarded, 2 left" in output
+    assert [letter.body for letter in stage.letters()] == [b"{two", b"{three"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "complaint"),
+    [
+        ((), 2, "name one or more handlers, or use --all"),
+        (("some", "--all"), 2, "name one or more handlers, or use --all"),
+        (("nobody",), 1, "there is no queue 'nobody'"),
+        (("some", "--routing-key", "order*"), 2, "a wildcard must stand alone"),
+    ],
+)
+@pytest.mark.usefixtures("stage")
+def test_wrong_arguments_are_told_with_an_exit_code(
+    arguments: tuple[str, ...], code: int, complaint: str
+) -> None:
+    with pytest.raises(CommandError, match=complaint.replace("*", r"\*")) as caught:
+        run(*arguments)
+    assert caught.value.returncode == code
