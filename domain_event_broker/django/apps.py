@@ -31,6 +31,7 @@ class DomainEventBrokerConfig(AppConfig):
         from domain_event_broker.django.outbox import DjangoOutbox
 
         config.set_provider(conf.raw_setting)
+        conf.mirror_setting()
         install_outbox(DjangoOutbox())
         install_inbox(DjangoInbox())
         checks.register_all()

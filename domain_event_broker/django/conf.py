@@ -17,6 +17,17 @@ def raw_setting() -> object:
     return getattr(settings, "DOMAIN_EVENT_BROKER", defaults.BROKER)
 
 
+def mirror_setting() -> None:
+    """Let ``domain_event_broker.settings.BROKER`` say what the project does, as the older library did.
+
+    For code that passes it on as ``connection_settings``; only the setting itself counts.
+    """
+    raw = getattr(settings, "DOMAIN_EVENT_BROKER", defaults.BROKER)
+    url = raw.get("URL", defaults.BROKER) if isinstance(raw, dict) else raw
+    if url is None or isinstance(url, str):
+        defaults.BROKER = url
+
+
 def outbox_settings() -> OutboxSettings:
     """Return the settings of the outbox, or their defaults while the broker is switched off."""
     broker = config.current()

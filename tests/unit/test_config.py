@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from domain_event_broker import config, settings
+from domain_event_broker import config
+from domain_event_broker import settings as defaults
+from domain_event_broker.django.conf import mirror_setting
 from domain_event_broker.errors import ConfigurationError, MissingDependency
 from domain_event_broker.transports import transport_class
 
@@ -30,7 +34,7 @@ def test_several_hosts_are_several_urls_with_the_same_credentials() -> None:
 
 
 def test_a_dict_without_url_uses_the_default_broker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settings, "BROKER", "memory://other")
+    monkeypatch.setattr(defaults, "BROKER", "memory://other")
     assert parsed({"EXCHANGE": "mine"}).url == ("memory://other",)
 
 
@@ -117,3 +121,17 @@ def test_a_missing_package_is_named_with_its_pip_line(monkeypatch: pytest.Monkey
         monkeypatch.delitem(__import__("sys").modules, name)
     with pytest.raises(MissingDependency, match="pip install 'pika'"):
         transport_class(["amqp://localhost"])
+
+
+def test_in_django_the_older_name_of_the_default_broker_says_what_the_project_does(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(defaults, "BROKER", "amqp://elsewhere")
+    for value, expected in (
+        ("memory://a", "memory://a"),
+        ({"URL": "memory://b"}, "memory://b"),
+        (None, None),
+    ):
+        settings.DOMAIN_EVENT_BROKER = value
+        mirror_setting()
+        assert expected == defaults.BROKER
