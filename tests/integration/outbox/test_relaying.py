@@ -309,12 +309,12 @@ def test_without_time_zones_times_are_kept_all_the_same(
     settings.USE_TZ = False
     settings.TIME_ZONE = "America/New_York"
     connections[alias].close()
-    due = datetime.now(timezone.utc) + timedelta(seconds=0.4)
+    due = datetime.now(timezone.utc) + timedelta(seconds=3)
     publish_domain_event("test.done", {"number": 1}, using=alias, deliver_at=due)
     publish(alias, 2)
     relay = make_relay(alias)
     assert send_all(relay) == [2]
-    wait_until(lambda: send_all(relay) == [1], 5)
+    wait_until(lambda: send_all(relay) == [1], 15)
     assert datetime.now(timezone.utc) >= due
     connections[alias].close()
 

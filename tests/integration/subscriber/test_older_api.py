@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
+from collections.abc import Callable
 
 import pytest
 
@@ -45,14 +47,34 @@ def name(bench: Bench) -> str:
     return bench.fresh_name("printer")
 
 
+def consume(printer: Subscriber, is_done: Callable[[], object]) -> None:
+    """Let a subscriber consume until ``is_done``."""
+    thread = threading.Thread(target=printer.start_consuming)
+    thread.start()
+    try:
+        wait_until(is_done, 60, "all events handled")
+    finally:
+        printer.stop_consuming()
+        thread.join(60)
+    assert not thread.is_alive()
+
+
 def test_an_event_published_after_register_is_handled(url: str, name: str) -> None:
     seen: list[DomainEvent] = []
     printer = Subscriber(url)
     printer.register(seen.append, name, [f"{name}.*"])
     event = publish_domain_event(f"{name}.registered", {"user_id": 7}, "u-7", connection_settings=url)
-    printer.start_consuming(timeout=1.0)
+    consume(printer, lambda: seen)
     assert seen == [event]
     assert (event.domain_object_id, event.retries) == ("u-7", 0)
+
+
+def test_a_timeout_ends_start_consuming(url: str, name: str) -> None:
+    printer = Subscriber(url)
+    printer.register(lambda event: None, name, (name,))
+    started = time.monotonic()
+    printer.start_consuming(timeout=0.2)
+    assert time.monotonic() - started >= 0.2
 
 
 def test_stop_consuming_ends_start_consuming_from_another_thread(url: str, name: str) -> None:
@@ -75,7 +97,7 @@ def test_a_stop_before_the_start_ends_that_one_start_only(url: str, name: str) -
     printer.stop_consuming()
     printer.start_consuming()
     publish_domain_event(name, {}, connection_settings=url)
-    printer.start_consuming(timeout=1.0)
+    consume(printer, lambda: seen)
     assert len(seen) == 1
 
 
@@ -112,7 +134,7 @@ def test_handlers_of_one_subscriber_never_run_beside_each_other(url: str, name: 
     printer.register(call, f"{name}-two", (name,))
     for _ in range(20):
         publish_domain_event(name, {}, connection_settings=url)
-    printer.start_consuming(timeout=2.0)
+    consume(printer, lambda: len(count) + len(overlaps) == 40)
     assert not overlaps
     assert len(count) == 40
 
@@ -127,35 +149,38 @@ def test_retry_gives_the_handler_the_event_again_and_counts(url: str, name: str)
     printer = Subscriber(url)
     printer.register(call, name, (name,), max_retries=3)
     publish_domain_event(name, {}, connection_settings=url)
-    printer.start_consuming(timeout=2.0)
+    consume(printer, lambda: len(retries) >= 4)
     assert retries == [0, 1, 2, 3]
 
 
-def failing(url: str, name: str, count: int, timeout: float = 1.5) -> list[str]:
+def failing(url: str, name: str, count: int) -> list[str]:
     """Dead-letter so many events; return their ids in order."""
+    failed: list[str] = []
 
     def call(event: DomainEvent) -> None:
+        failed.append(event.uuid_string)
         raise ValueError("broken")
 
     printer = Subscriber(url)
     printer.register(call, name, (name,))
     events = [publish_domain_event(name, {"n": n}, connection_settings=url) for n in range(count)]
-    printer.start_consuming(timeout)
+    consume(printer, lambda: len(failed) == count)
     return [event.uuid_string for event in events]
 
 
-def handled(url: str, name: str) -> list[str]:
+def handled(url: str, name: str, count: int) -> list[str]:
+    """Handle so many events; return their ids in order."""
     seen: list[str] = []
     printer = Subscriber(url)
     printer.register(lambda event: seen.append(event.uuid_string), name, (name,))
-    printer.start_consuming(timeout=1.0)
+    consume(printer, lambda: len(seen) >= count)
     return seen
 
 
 def test_replay_event_moves_one_and_returns_how_many_are_left(url: str, name: str) -> None:
     ids = failing(url, name, 3)
     assert replay_event(name, connection_settings=url) == 2
-    assert handled(url, name) == ids[:1]
+    assert handled(url, name, 1) == ids[:1]
 
 
 def test_replay_all_asks_for_each_event_once(url: str, name: str) -> None:
@@ -170,7 +195,7 @@ def test_replay_all_asks_for_each_event_once(url: str, name: str) -> None:
 
     assert replay_all(name, decide, url) == 0  # type: ignore[arg-type]
     assert asked == ids
-    assert handled(url, name) == ids[:1]
+    assert handled(url, name, 1) == ids[:1]
     assert replay_event(name, lambda event: DISCARD, url) == 0
 
 
@@ -190,7 +215,7 @@ def test_a_publisher_sends_bodies_as_they_are(url: str, name: str) -> None:
         sender.publish(event.to_json().encode())
         sender.publish(event.to_json().encode(), f"{name}.other")
         sender.publish(event)
-    printer.start_consuming(timeout=1.0)
+    consume(printer, lambda: len(seen) == 3)
     assert seen == [event, event, event]
 
 
