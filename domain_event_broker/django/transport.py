@@ -52,6 +52,11 @@ logger = logging.getLogger("domain_event_broker.transports.database")
 
 #: Seconds after which the deliveries of a receiver that died are given to another.
 LOCK_SECONDS = 30.0
+#: Deaths after which an event is handled with no other under way: what is received with one that
+#: kills its process dies with it, and must not be taken for the cause as often.
+SUSPECT_CRASHES = 3
+#: Seconds between two looks for locks that were written before a clock was set back.
+STUCK_SECONDS = 30.0
 #: Seconds between two looks for new deliveries: at first, after something came, and at most.
 POLL_SECONDS = (0.02, 0.5)
 #: Each look that finds nothing makes the time to the next one this many times longer.
@@ -77,6 +82,9 @@ class DatabaseTransport:
         self._subscriptions: dict[str, tuple[int, Subscription]] = {}
         self._held: dict[int, tuple[int, Delivery]] = {}
         self._numbers = itertools.count(1)
+        self._careful: set[str] = set()
+        self._stuck: set[tuple[int, int]] = set()
+        self._look_for_stuck_at = time.monotonic() + STUCK_SECONDS
         self._renewed = 0.0
         self._poll = POLL_SECONDS[0]
         self._woken = threading.Event()
@@ -132,6 +140,7 @@ class DatabaseTransport:
         end = time.monotonic() + timeout
         while True:
             self._renew()
+            self._end_stuck_locks()
             rooms = self._rooms() if limit > 0 else {}
             deliveries = self._claim(rooms, limit) if rooms else []
             left = end - time.monotonic()
@@ -239,7 +248,7 @@ class DatabaseTransport:
         """Return how much each queue may deliver now, by its id; those that may nothing are left out."""
         held = Counter(delivery.queue for _, delivery in self._held.values())
         rooms = {
-            queue_id: subscription.prefetch - held[name]
+            queue_id: (1 if name in self._careful else subscription.prefetch) - held[name]
             for name, (queue_id, subscription) in self._subscriptions.items()
         }
         return {queue_id: room for queue_id, room in rooms.items() if room > 0}
@@ -250,13 +259,36 @@ class DatabaseTransport:
             self._renewed = time.monotonic()
         rows = self._session.run(lambda: self._rows.claim(rooms, limit, milliseconds))
         names = {queue_id: name for name, (queue_id, _) in self._subscriptions.items()}
-        deliveries = [self._hold(names[row.queue_id], row) for row in rows]
+        deliveries = [self._hold(names[row.queue_id], row) for row in self._single_out(names, rows)]
         if deliveries:
             self._poll = POLL_SECONDS[0]
             # Another queue is first next time: one that always has something leaves room for others.
             name = deliveries[0].queue
             self._subscriptions[name] = self._subscriptions.pop(name)
         return deliveries
+
+    def _single_out(self, names: Mapping[int, str], rows: Sequence[ClaimedRow]) -> list[ClaimedRow]:
+        """Leave out events that several processes died with, but one, if it is alone.
+
+        They are put back, and their queue gives nothing until what is under way is answered
+        for; then one at a time, until one comes that is not suspect. Killed before they are
+        back, they have died with us once more.
+        """
+        busy = {delivery.queue for _, delivery in self._held.values()}
+        kept: list[ClaimedRow] = []
+        for queue_id in dict.fromkeys(row.queue_id for row in rows):
+            ours = [row for row in rows if row.queue_id == queue_id]
+            unsuspected = [row for row in ours if row.crashes < SUSPECT_CRASHES]
+            name = names[queue_id]
+            if len(unsuspected) == len(ours):
+                self._careful.discard(name)
+            else:
+                self._careful.add(name)
+            kept += unsuspected or ([] if name in busy else ours[:1])
+        back = {row.id for row in rows}.difference(row.id for row in kept)
+        if back:
+            self._session.run(lambda: self._rows.put_first(sorted(back)))
+        return [row for row in rows if row.id not in back]
 
     def _hold(self, queue: str, row: ClaimedRow) -> Delivery:
         number = next(self._numbers)
@@ -287,6 +319,20 @@ class DatabaseTransport:
         if lost:
             logger.warning("%d deliveries were given to another receiver: their locks had ended", len(lost))
             self._held = {number: each for number, each in self._held.items() if each[0] not in lost}
+
+    def _end_stuck_locks(self) -> None:
+        """End locks that end too far ahead, and that nobody has renewed since we looked before.
+
+        The clock of the database was set back; a holder that lives writes a time of today.
+        """
+        if time.monotonic() < self._look_for_stuck_at:
+            return
+        self._look_for_stuck_at = time.monotonic() + max(STUCK_SECONDS, self.lock_seconds)
+        queue_ids = [queue_id for queue_id, _ in self._subscriptions.values()]
+        too_far = round(2 * self.lock_seconds * 1000)
+        found = self._session.run(lambda: self._rows.held_beyond(queue_ids, too_far))
+        self._session.run(lambda: self._rows.end_locks(found & self._stuck))
+        self._stuck = found
 
     # --- settling --------------------------------------------------------------------------
 

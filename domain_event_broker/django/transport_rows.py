@@ -126,6 +126,23 @@ class DeliveryRows:
         for chunk in _chunks(ids):
             self._ours(chunk).update(due_at=0, holder=None)
 
+    def put_first(self, ids: Sequence[int]) -> None:
+        """Give rows of ours back, to be claimed next: before retries that are due, too."""
+        for chunk in _chunks(ids):
+            self._ours(chunk).update(due_at=1, holder=None)
+
+    def held_beyond(self, queue_ids: Iterable[int], milliseconds: int) -> set[tuple[int, int]]:
+        """Return id and end of the locks that end later than ``milliseconds`` from now."""
+        rows = self._rows().filter(
+            queue_id__in=list(queue_ids), due_at__gt=self._session.now() + milliseconds
+        )
+        return set(rows.exclude(holder=None).values_list("id", "due_at"))
+
+    def end_locks(self, locks: Iterable[tuple[int, int]]) -> None:
+        """End locks, each if its holder has not renewed it since it was read."""
+        for row_id, until in locks:
+            self._rows().filter(id=row_id, due_at=until).exclude(holder=None).update(due_at=1)
+
     def delay(self, row_id: int, seconds: float, headers: str) -> None:
         """Let a row of ours come back later, as one more retry, which no process has died with yet."""
         due_at = self._session.now() + round(seconds * 1000) if seconds > 0 else 0

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 from django.db import connections, transaction
+from django.db.models import F
 
 from domain_event_broker.config import parse
-from domain_event_broker.django.transport import DatabaseTransport
+from domain_event_broker.django import transport as transport_module
+from domain_event_broker.django.transport import SUSPECT_CRASHES, DatabaseTransport
 from domain_event_broker.django.transport_models import DeadDelivery, QueuedDelivery, TransportQueue
 from domain_event_broker.errors import BrokerUnavailable, ConfigurationError, UnsupportedOption
 from domain_event_broker.events import Message
@@ -214,6 +216,75 @@ class DatabaseContract(TransportContract):
         again = self.collect(transport, 2)
         assert [each.event_id for each in again] == [message.event_id for message in sent]
         assert [(each.crashes, each.retries) for each in again] == [(1, 0), (1, 0)]
+
+    def test_an_event_that_kills_processes_takes_no_other_with_it(self) -> None:
+        handler, handled, deaths = self.subscription(), [], 0
+        self.connect().declare(handler)
+        self.publish_to(self.connect(), handler, b"1", b"kill", *(b"%d" % n for n in range(2, 60)))
+        most = {}
+        while len(handled) < 60:
+            transport = self.connect()
+            transport.subscribe(handler)
+            dead = False
+            while not dead and len(handled) < 60:
+                for delivery in self._receive_some(transport):
+                    most[delivery.body] = max(most.get(delivery.body, 0), delivery.crashes)
+                    if delivery.body == b"kill" and delivery.crashes < 20:
+                        deaths, dead = deaths + 1, True
+                        self.crash(transport)
+                        break
+                    self.answer(transport, [delivery], Action.ACK)
+                    handled.append(delivery.body)
+        assert sorted(handled) == sorted(most)
+        assert deaths == most.pop(b"kill") == 20
+        assert max(most.values()) <= SUSPECT_CRASHES
+
+    def _receive_some(self, transport):
+        found = []
+        wait_until(lambda: found.extend(transport.receive(100, 0.1)) or found)
+        return found
+
+    def test_a_suspect_waits_until_what_is_under_way_is_answered_for(self) -> None:
+        transport, handler = self.start_handler()
+        (under_way,) = self.deliver(transport, handler, b"under way")
+        self.publish_to(transport, handler, b"suspect", b"next")
+        rows = QueuedDelivery.objects.using(self.alias).filter(queue__name=handler.name)
+        rows.filter(body=b"suspect").update(crashes=SUSPECT_CRASHES)
+        (following,) = transport.receive(10, self.patience)
+        assert following.body == b"next"
+        self.answer(transport, [under_way], Action.ACK)
+        assert transport.receive(10, 0.1) == []
+        self.answer(transport, [following], Action.ACK)
+        self.publish_to(transport, handler, b"later")
+        (suspect,) = self.collect(transport)
+        assert (suspect.body, suspect.crashes) == (b"suspect", SUSPECT_CRASHES)
+        assert transport.receive(10, 0.1) == []
+        self.answer(transport, [suspect], Action.ACK)
+        assert self.collect(transport)[0].body == b"later"
+        self.publish_to(transport, handler, b"4", b"5")
+        assert len(self.collect(transport, 2)) == 2, "several at once again"
+
+    def test_locks_from_before_a_clock_was_set_back_end(self, monkeypatch) -> None:
+        monkeypatch.setattr(transport_module, "STUCK_SECONDS", 0.05)
+        dead, handler = self.start_handler()
+        (lost,) = self.deliver(dead, handler, b"{}")
+        alive, lively = self.start_handler()
+        self.deliver(alive, lively, b"{}")
+        other = self.connect()
+        other.lock_seconds = alive.lock_seconds = 0.15
+        other.subscribe(handler)
+        other.subscribe(lively)
+        held = QueuedDelivery.objects.using(self.alias).filter(queue__name__in=(handler.name, lively.name))
+        held.update(due_at=F("due_at") + 3_600_000)
+        got = []
+
+        def look() -> bool:
+            assert alive.receive(0, 0.01) == []
+            got.extend(other.receive(10, 0.01))
+            return bool(got)
+
+        wait_until(look)
+        assert [(each.event_id, each.crashes) for each in got] == [(lost.event_id, 1)]
 
     def test_processes_that_share_a_queue_get_each_event_once(self) -> None:
         transport, handler = self.connect(), self.subscription()
