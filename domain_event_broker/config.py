@@ -16,8 +16,12 @@ from domain_event_broker.events import MAX_PAYLOAD_BYTES
 _EXCHANGE_TYPES = ("topic", "direct", "fanout", "headers")
 _ON_FAILURE = ("block_key", "park")
 _UNROUTABLE = ("archive", "park", "ignore")
-_MAY_BE_ZERO = ("DAYS']", "RETRIES']", "GRACE_SECONDS']", "POLL_SECONDS']")
 _QUEUE_TYPES = ("quorum", "classic")
+
+#: Longest time that is taken in seconds: a day. Infinity is longer.
+_DAY = 86_400.0
+#: Most refusals of an event that the column for them holds.
+_MOST_ATTEMPTS = 30_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +45,12 @@ class OutboxSettings:
 
     database: str | None = None
     batch_size: int = 500
-    archive_days: int = 7
+    archive_days: int = field(default=7, metadata={"least": 0})
     on_failure: str = field(default="block_key", metadata={"choices": _ON_FAILURE})
     unroutable: str = field(default="archive", metadata={"choices": _UNROUTABLE})
-    max_attempts: int = 8
-    lease_seconds: float = 15.0
-    poll_seconds: float = 1.0
+    max_attempts: int = field(default=8, metadata={"most": _MOST_ATTEMPTS})
+    lease_seconds: float = field(default=15.0, metadata={"most": _DAY})
+    poll_seconds: float = field(default=1.0, metadata={"least": 0.01, "most": _DAY})
     listen: bool = True
 
 
@@ -63,13 +67,13 @@ class SubscriberSettings:
     :param grace_seconds: time that running handlers get when a subscriber is stopped.
     """
 
-    max_retries: int = 3
+    max_retries: int = field(default=3, metadata={"least": 0})
     concurrency: int = 1
     prefetch: int = 50
     queue_type: str = field(default="quorum", metadata={"choices": _QUEUE_TYPES})
     inbox: bool = True
-    inbox_days: int = 30
-    grace_seconds: float = 30.0
+    inbox_days: int = field(default=30, metadata={"least": 0})
+    grace_seconds: float = field(default=30.0, metadata={"least": 0, "most": _DAY})
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,34 +189,39 @@ def _build(cls: type[Any], value: Mapping[str, Any], path: str) -> Any:
                 f"{path}[{key!r}] is not a setting; known are {', '.join(sorted(known))}"
             )
         item = known[key]
-        arguments[item.name] = _convert(
-            hints[item.name], item.metadata.get("choices"), given, f"{path}[{key!r}]"
-        )
+        arguments[item.name] = _convert(hints[item.name], item.metadata, given, f"{path}[{key!r}]")
     return cls(**arguments)
 
 
-def _convert(hint: Any, choices: Sequence[str] | None, given: Any, path: str) -> Any:
+def _convert(hint: Any, limits: Mapping[str, Any], given: Any, path: str) -> Any:
     if path == "DOMAIN_EVENT_BROKER['URL']":
         return _urls(path, given)
     if hint in (OutboxSettings, SubscriberSettings):
         if not isinstance(given, Mapping):
             raise ConfigurationError(f"{path} is {_shown(given)}, not a dict")
         return _build(hint, given, path)
+    choices: Sequence[str] = limits.get("choices", ())
     if choices and given not in choices:
         raise ConfigurationError(f"{path} is {_shown(given)}; choose one of {', '.join(choices)}")
-    _check_value(hint, given, path)
+    _check_type(hint, given, path)
+    if isinstance(given, (int, float)) and not isinstance(given, bool):
+        _check_number(limits.get("least", 1), limits.get("most"), given, path)
     return given
 
 
-def _check_value(hint: Any, given: Any, path: str) -> None:
+def _check_type(hint: Any, given: Any, path: str) -> None:
     accepted = get_args(hint) or ((float, int) if hint is float else (hint,))
     if not isinstance(given, accepted) or (isinstance(given, bool) and bool not in accepted):
         names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in accepted)
         raise ConfigurationError(f"{path} is {_shown(given)}; its type must be {names}")
-    if isinstance(given, (int, float)) and not isinstance(given, bool):
-        least = 0 if path.endswith(_MAY_BE_ZERO) else 1
-        if not given >= least:
-            raise ConfigurationError(f"{path} is {given!r}; it must be {least} or more")
+
+
+def _check_number(least: float, most: float | None, given: float, path: str) -> None:
+    # Asked this way round, not-a-number is outside, too.
+    if not given >= least:
+        raise ConfigurationError(f"{path} is {given!r}; it must be {least} or more")
+    if most is not None and not given <= most:
+        raise ConfigurationError(f"{path} is {given!r}; it must be {most:.0f} or less")
 
 
 def _urls(path: str, given: object) -> tuple[str, ...]:

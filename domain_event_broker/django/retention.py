@@ -25,6 +25,9 @@ logger = logging.getLogger("domain_event_broker.relay")
 PURGE_SECONDS = 60.0
 PURGE_SLICE_SECONDS = 0.1
 
+#: Days after which everything is old: a hundred years. More would be a date before all dates.
+MOST_DAYS = 36_500.0
+
 #: Rows that one statement deletes: few enough that nobody waits for its locks.
 BATCH = 1000
 
@@ -71,7 +74,7 @@ def _old_rows(alias: str, archive_days: float | None, inbox_days: float | None) 
 
 
 def _ago(days: float) -> datetime:
-    return to_field(datetime.now(timezone.utc) - timedelta(days=days))
+    return to_field(datetime.now(timezone.utc) - timedelta(days=min(days, MOST_DAYS)))
 
 
 def _delete(old: Any, batch: int) -> int:
@@ -102,6 +105,9 @@ class Housekeeping:
             finished = self._purge_until(time.monotonic() + PURGE_SLICE_SECONDS)
         except Error as error:
             logger.warning("could not purge old rows, will try again: %s", " ".join(str(error).split()))
+            finished = True
+        except Exception:
+            logger.exception("could not purge old rows, will try again")
             finished = True
         if finished:
             self.due_at = time.monotonic() + PURGE_SECONDS

@@ -45,6 +45,14 @@ def test_nested_settings_are_read() -> None:
     assert broker.outbox.batch_size == 500
 
 
+def test_numbers_may_reach_their_limits() -> None:
+    outbox = {"MAX_ATTEMPTS": 30_000, "POLL_SECONDS": 0.01, "LEASE_SECONDS": 1, "ARCHIVE_DAYS": 0}
+    subscriber = {"MAX_RETRIES": 0, "INBOX_DAYS": 0, "GRACE_SECONDS": 0}
+    broker = parsed({"URL": "memory:", "OUTBOX": outbox, "SUBSCRIBER": subscriber})
+    assert {name: getattr(broker.outbox, name.lower()) for name in outbox} == outbox
+    assert {name: getattr(broker.subscriber, name.lower()) for name in subscriber} == subscriber
+
+
 @pytest.mark.parametrize(
     ("value", "complaint"),
     [
@@ -60,6 +68,13 @@ def test_nested_settings_are_read() -> None:
         ({"OUTBOX": {"BATCH_SIZE": 0}}, r"it must be 1 or more"),
         ({"OUTBOX": {"ARCHIVE_DAYS": -1}}, r"it must be 0 or more"),
         ({"OUTBOX": {"LEASE_SECONDS": 0.5}}, r"it must be 1 or more"),
+        ({"OUTBOX": {"LEASE_SECONDS": float("nan")}}, r"it must be 1 or more"),
+        ({"OUTBOX": {"LEASE_SECONDS": float("inf")}}, r"is inf; it must be 86400 or less"),
+        ({"OUTBOX": {"POLL_SECONDS": 0}}, r"it must be 0.01 or more"),
+        ({"OUTBOX": {"POLL_SECONDS": float("inf")}}, r"it must be 86400 or less"),
+        ({"OUTBOX": {"MAX_ATTEMPTS": 30_001}}, r"it must be 30000 or less"),
+        ({"SUBSCRIBER": {"MAX_RETRIES": -1}}, r"it must be 0 or more"),
+        ({"SUBSCRIBER": {"GRACE_SECONDS": float("inf")}}, r"it must be 86400 or less"),
         ({"OUTBOX": {"DATABASE": 3}}, r"its type must be str or None"),
         ({"OUTBOX": {"UNROUTABLE": "drop"}}, "choose one of archive, park, ignore"),
         ({"SUBSCRIBER": {"QUEUE_TYPE": "stream"}}, "choose one of quorum, classic"),

@@ -63,6 +63,28 @@ def test_a_table_can_be_left_out(alias: str) -> None:
     assert left(alias) == (2, 0)
 
 
+def test_days_without_end_keep_everything(alias: str, make_relay: MakeRelay, settings: Any) -> None:
+    settings.DOMAIN_EVENT_BROKER = {"URL": "memory:", "SUBSCRIBER": {"INBOX_DAYS": 10**12}}
+    fill(alias, old=2, new=0)
+    assert 0 in make_relay(alias, archive_days=10**12).renew().epochs
+    assert left(alias) == (2, 2)
+
+
+def test_a_relay_goes_on_whatever_happens_while_it_forgets(
+    sqlite: str, make_relay: MakeRelay, settings: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings.DATABASE_ROUTERS = [RouterWithAFault()]
+    assert 0 in make_relay(sqlite).renew().epochs
+    assert "could not purge old rows" in caplog.text
+
+
+class RouterWithAFault:
+    """A project's own code that a purge calls."""
+
+    def allow_migrate(self, *args: Any, **hints: Any) -> bool:
+        raise LookupError("no such tenant")
+
+
 def test_held_and_waiting_events_stay(alias: str) -> None:
     then = datetime.now(timezone.utc) - timedelta(days=4000)
     OutboxEvent.objects.using(alias).create(event_id="o", created_at=then, **EVENT)
