@@ -6,7 +6,7 @@ point, the next run finds the helper and goes on:
 
 1. declare the helper, and bind it where the queue is bound: new events come into both
 2. take the queue's bindings away, and move its events to the helper
-3. delete the queue, with an eye on what comes in at that moment
+3. delete the queue when the broker says that it is empty, with an eye on what comes in then
 4. declare it anew, bind it, take the helper's bindings away
 5. move the events back, and delete the helper
 
@@ -17,6 +17,7 @@ steps 1 and 4 may be delivered twice.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ from domain_event_broker.transports.rabbitmq.topology import (
     QueueSpec,
     Topology,
     helper_name,
+    is_classic,
     layout_of,
     letters_name,
 )
@@ -37,8 +39,10 @@ logger = logging.getLogger(__name__)
 
 #: Events moved at once.
 BATCH = 500
-#: Seconds without an event after which a queue counts as empty.
+#: Seconds without an event after which the broker is asked whether the queue is empty.
 QUIET_SECONDS = 0.3
+#: Times in a row that it must say so.
+EMPTY_LOOKS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,21 +133,63 @@ class Migration:
             self._topology.unbind(queue.helper.name, queue.keys, exchange=queue.old_retry_exchange)
 
     def _empty_and_delete(self, queue: _Rebuild, source: str, target: str) -> int:
-        """Move all events from ``source`` to ``target``, delete it, and return how many there were.
+        """Move all events from ``source`` to ``target``, delete it, and return how many there were."""
+        if is_classic(self._topology, source, queue.handler):
+            return self._empty_and_delete_classic(queue, source, target)
+        return self._empty_and_delete_quorum(queue, source, target)
 
-        Quorum queues cannot be deleted "if empty". So the last look is that of a consumer which
-        excludes all others: what comes in up to the deletion is delivered to it before the
-        broker cancels it, and moves after the deletion. That is a matter of milliseconds, and
-        concerns nothing but retries and replays that arrive in them.
+    def _empty_and_delete_classic(self, queue: _Rebuild, source: str, target: str) -> int:
+        """Let the broker delete the queue if it is empty, and else move on: there is no gap."""
+        moved = 0
+        while True:
+            with self._connection.channel() as channel:
+                moved += self._move(queue, _Drain(self._connection, channel, source), target)
+            # What this channel had not acknowledged is back in the queue now, so it is not empty.
+            if self._topology.delete_if_empty(source):
+                return moved
+
+    def _empty_and_delete_quorum(self, queue: _Rebuild, source: str, target: str) -> int:
+        """Delete a queue that the broker cannot delete "if empty".
+
+        So the last look is that of a consumer which excludes all others: what comes in up to the
+        deletion is delivered to it before the broker cancels it, and moves after the deletion.
+        That is a matter of milliseconds, and concerns nothing but retries and replays that
+        arrive in them.
         """
         with self._connection.channel() as channel:
             drain = _Drain(self._connection, channel, source)
-            moved = self._move(queue, drain, target)
+            moved = self._move_all(queue, drain, source, target)
             self._topology.delete(source)
-            drain.wait_for_the_end()
-            return moved + self._move(queue, drain, target)
+            try:
+                drain.wait_for_the_end()
+            finally:
+                moved += self._move(queue, drain, target)
+            return moved
+
+    def _move_all(self, queue: _Rebuild, drain: _Drain, source: str, target: str) -> int:
+        """Move events until the broker says that there are no more: silence alone may be a stall."""
+        moved = looks = 0
+        patience = time.monotonic() + REPLY_TIMEOUT
+        while looks < EMPTY_LOOKS:
+            batch = self._move(queue, drain, target)
+            empty = self._is_empty(source)
+            looks = looks + 1 if empty and not batch else 0
+            moved += batch
+            if batch or empty:
+                patience = time.monotonic() + REPLY_TIMEOUT
+            elif time.monotonic() > patience:
+                raise BrokerUnavailable(
+                    f"queue {source!r} has events left and hands none out. Nothing is lost; run it again"
+                )
+        return moved
+
+    def _is_empty(self, source: str) -> bool:
+        state = self._topology.state(source)
+        # A quorum queue without a leader is reported with no events, and without our consumer.
+        return state is None or (state.ready == 0 and state.consumers != 0)
 
     def _move(self, queue: _Rebuild, drain: _Drain, target: str) -> int:
+        """Move events until none has come for a moment; return how many."""
         moved = 0
         while batch := drain.batch():
             self._store([_copy(fetched, target, queue) for fetched in batch])
@@ -200,8 +246,15 @@ class _Drain:
         self._channel.pika.basic_ack(batch[-1].method.delivery_tag, multiple=True)
 
     def wait_for_the_end(self) -> None:
-        """Wait until the broker says that nothing will come any more."""
-        self._connection.run_until(lambda: self._ended, REPLY_TIMEOUT)
+        """Wait until the broker says that nothing will come any more.
+
+        :raises BrokerUnavailable: it did not say so in time.
+        """
+        if not self._connection.run_until(lambda: self._ended, REPLY_TIMEOUT):
+            raise BrokerUnavailable(
+                f"the broker did not end the consumer of a deleted queue within {REPLY_TIMEOUT:g} s; "
+                "an event that came in at that moment may be missing"
+            )
 
 
 def _copy(fetched: Fetched, target: str, queue: _Rebuild) -> Outgoing:

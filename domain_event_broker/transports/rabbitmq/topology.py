@@ -305,6 +305,18 @@ class Topology:
         if error is not None:
             raise error
 
+    def delete_if_empty(self, name: str) -> bool:
+        """Delete a classic queue that has neither events nor consumers; tell whether it is gone.
+
+        Never for a quorum queue: the broker closes the connection of who asks that.
+        """
+        error = self._attempt(
+            lambda channel: channel.ask(channel.pika.queue_delete, queue=name, if_unused=True, if_empty=True)
+        )
+        if error is not None and error.reply_code != _MISMATCH:
+            raise error
+        return error is None
+
     def _refuse_half_migrated(self, layout: Layout, wanted: Subscription) -> None:
         """Refuse to start beside the helper of a migration that was killed: events would gather there."""
         for spec in (layout.handler, layout.letters):
@@ -417,6 +429,19 @@ class Topology:
         error = self._attempt(ask)
         if error is not None:
             raise error
+
+
+def is_classic(topology: Topology, queue: str, handler: str) -> bool:
+    """Tell whether an existing queue is surely a classic one.
+
+    The type cannot be read over AMQP, so it is compared with those that this library and the
+    older one declare for ``handler``. One with arguments that neither uses is not recognized.
+    """
+    shapes: list[Mapping[str, Any]] = [{}, {"x-dead-letter-exchange": f"{handler}-dlx"}]
+    for dead_letter in (True, False):
+        ours = _handler_queue(Subscription(handler, (), dead_letter=dead_letter, queue_type="classic"))
+        shapes.append(ours.arguments)
+    return any(not topology.mismatch(QueueSpec(queue, shape)) for shape in shapes)
 
 
 def _argument(difference: str) -> str:
