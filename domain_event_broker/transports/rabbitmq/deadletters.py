@@ -75,12 +75,16 @@ class RabbitMQDeadLetters:
         # Counted after the first was fetched: a queue that has no leader yet, after a restart of
         # the broker, answers that it is empty, but makes who fetches wait.
         fetched = letters.next()
-        left = self.count() if limit is None else min(limit - 1, self.count())
+        letters.unfetched = self.count()
+        left = letters.unfetched if limit is None else min(limit - 1, letters.unfetched)
         with _kept_alive(self._loop) as paused:
             while fetched is not None:
-                with paused():
-                    decision = decide(letters.read(fetched))
-                letters.apply(fetched, decision)
+                decision = Decision.LEAVE  # also if it raises
+                try:
+                    with paused():
+                        decision = decide(letters.read(fetched))
+                finally:
+                    letters.apply(fetched, decision)
                 fetched = letters.next() if left > 0 else None
                 left -= 1
 
@@ -113,6 +117,8 @@ class _Letters:
         self._sender = sender
         self._wait_for = wait_for
         self._channel = connection.open_channel()
+        #: Letters that were there at the start and have not been fetched.
+        self.unfetched = 0
         self._replaying: list[Fetched] = []
         self._flushed_at = time.monotonic()
         self._held: list[int] = []
@@ -125,6 +131,7 @@ class _Letters:
 
     def next(self) -> Fetched | None:
         """Fetch the next letter."""
+        self.unfetched = max(0, self.unfetched - 1)
         with broker_errors():
             return self._channel.get(letters_name(self._queue))
 
@@ -154,7 +161,7 @@ class _Letters:
             end = min(start + ORDERED, len(self._held))
             self._channel.ensure_open()
             self._channel.pika.basic_nack(self._held[end - 1], multiple=True, requeue=True)
-            self._wait_for(end)
+            self._wait_for(self.unfetched + end)
 
     def _flush(self) -> None:
         self._flushed_at = time.monotonic()
