@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Collection, Sequence
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from django.db import Error, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -48,6 +49,12 @@ PROMOTE_SECONDS = 0.1
 #: Held rows that go back into the hot table in one transaction.
 PROMOTE_LIMIT = 500
 
+#: Bytes of event bodies that one fetch returns; a single event may be larger.
+FETCH_BYTES = 32 * 1024 * 1024
+
+#: Bytes of a body, as each database tells them without decoding it.
+_BODY_BYTES = {"sqlite": "length(CAST(o.body AS BLOB))"}
+
 #: So many of our buckets, or fewer, are read one by one on PostgreSQL.
 FEW_BUCKETS = 12
 
@@ -55,6 +62,9 @@ FEW_BUCKETS = 12
 _NOT_BLOCKED = (
     f" AND NOT EXISTS (SELECT 1 FROM {HELD} h WHERE h.blocks_key AND h.ordering_key = o.ordering_key)"
 )
+
+#: A row as a scan reads it: ``ROW_COLUMNS``, of which the body, the last, is ``None`` if it is large.
+_Found: TypeAlias = tuple[Any, ...]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -144,8 +154,10 @@ class DjangoRelayOutbox:
         if blocked or due:
             # Rows that were passed over may go on once their key is free: begin with them.
             self._bound.reset()
-        rows = self._scan(lease.epochs, limit, blocked)
-        self._bound.fetched([row.id for row in rows], len(rows) == limit)
+        found = self._scan(lease.epochs, limit, blocked)
+        kept = self._within_budget(found)
+        rows = self._with_bodies(kept)
+        self._bound.fetched([row_id for row_id, *_ in kept], len(found) == limit or len(kept) < len(found))
         self._look_at_transactions()
         if rows:
             self._waiter.stay_awake()
@@ -239,8 +251,8 @@ class DjangoRelayOutbox:
             found = cursor.fetchone()
         return bool(found[0]), bool(found[1])
 
-    def _scan(self, buckets: Collection[int], limit: int, blocked: bool) -> list[OutboxRow]:
-        """Read rows in the order of their ids.
+    def _scan(self, buckets: Collection[int], limit: int, blocked: bool) -> list[_Found]:
+        """Read rows in the order of their ids; large bodies are left out.
 
         Along the primary key, past the rows of other relays, if many buckets are ours; from
         each bucket by itself if they are few. PostgreSQL is told which, since its statistics
@@ -248,9 +260,37 @@ class DjangoRelayOutbox:
         """
         few = self._connection.vendor == "postgresql" and len(buckets) <= FEW_BUCKETS
         query = _each_bucket_query if few else _primary_key_query
+        columns = _columns(self._body_bytes, FETCH_BYTES // limit)
+        condition = _NOT_BLOCKED if blocked else ""
         with self._connection.cursor() as cursor:
-            cursor.execute(query(buckets, self._bound.start(), _NOT_BLOCKED if blocked else "", int(limit)))
-            return [to_outbox_row(values) for values in cursor.fetchall()]
+            cursor.execute(query(columns, buckets, self._bound.start(), condition, int(limit)))
+            return list(cursor.fetchall())
+
+    def _within_budget(self, found: Sequence[_Found]) -> Sequence[_Found]:
+        """Return the first rows whose bodies fit together, and one in any case."""
+        large = _without_body(found)
+        if not large:
+            return found
+        with self._connection.cursor() as cursor:
+            cursor.execute(f"SELECT id, {self._body_bytes} FROM {OUTBOX} o WHERE id IN ({numbers(large)})")
+            sizes = dict(cursor.fetchall())
+        totals = itertools.accumulate(sizes.get(row_id, len(body or "")) for row_id, *_, body in found)
+        return found[: max(1, sum(total <= FETCH_BYTES for total in totals))]
+
+    def _with_bodies(self, found: Sequence[_Found]) -> list[OutboxRow]:
+        """Read the large bodies too; a row that somebody removed meanwhile is left out."""
+        large = _without_body(found)
+        if large:
+            with self._connection.cursor() as cursor:
+                cursor.execute(f"SELECT id, body FROM {OUTBOX} WHERE id IN ({numbers(large)})")
+                bodies = dict(cursor.fetchall())
+            whole = [(row_id, *values, bodies.get(row_id, body)) for row_id, *values, body in found]
+            found = [values for values in whole if values[-1] is not None]
+        return [to_outbox_row(values) for values in found]
+
+    @property
+    def _body_bytes(self) -> str:
+        return _BODY_BYTES.get(self._connection.vendor, "octet_length(o.body)")
 
     def _look_at_transactions(self) -> None:
         """Learn whether the scans may begin further up; see :mod:`domain_event_broker.django.scan`.
@@ -375,14 +415,24 @@ class DjangoRelayOutbox:
         return " FOR UPDATE" if self._connection.features.has_select_for_update else ""
 
 
-def _primary_key_query(buckets: Collection[int], start: int, condition: str, limit: int) -> str:
+def _columns(size: str, largest: int) -> str:
+    """Return the columns of a scan. The bodies that come along cannot exceed a budget together."""
+    columns = ", ".join(f"o.{name}" for name in ROW_COLUMNS.split(", ") if name != "body")
+    return f"{columns}, CASE WHEN {size} <= {largest:d} THEN o.body END"
+
+
+def _without_body(found: Sequence[_Found]) -> list[int]:
+    return [values[0] for values in found if values[-1] is None]
+
+
+def _primary_key_query(columns: str, buckets: Collection[int], start: int, condition: str, limit: int) -> str:
     return (
-        f"SELECT {ROW_COLUMNS} FROM {OUTBOX} o WHERE id > {start} AND bucket IN ({numbers(buckets)})"
+        f"SELECT {columns} FROM {OUTBOX} o WHERE id > {start} AND bucket IN ({numbers(buckets)})"
         f"{condition} ORDER BY id LIMIT {limit}"
     )
 
 
-def _each_bucket_query(buckets: Collection[int], start: int, condition: str, limit: int) -> str:
+def _each_bucket_query(columns: str, buckets: Collection[int], start: int, condition: str, limit: int) -> str:
     """Return a query that only the index on (bucket, id) can serve.
 
     Comparing rows where ``bucket = ...`` would mean the same leaves the planner no way along the
@@ -391,7 +441,6 @@ def _each_bucket_query(buckets: Collection[int], start: int, condition: str, lim
     in_bucket = f"(o.bucket, o.id) > (ours.bucket, {start}) AND (o.bucket, o.id) < (ours.bucket + 1, 0)"
     rows = f"SELECT * FROM {OUTBOX} o WHERE {in_bucket}{condition} ORDER BY o.bucket, o.id LIMIT {limit}"
     ours = f"unnest(ARRAY[{numbers(buckets)}]::smallint[]) ours (bucket)"
-    columns = ", ".join(f"o.{name}" for name in ROW_COLUMNS.split(", "))
     return f"SELECT {columns} FROM {ours} CROSS JOIN LATERAL ({rows}) o ORDER BY o.id LIMIT {limit}"
 
 

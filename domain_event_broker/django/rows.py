@@ -21,7 +21,7 @@ ARCHIVE = ArchivedEvent._meta.db_table
 EVENT_COLUMNS = "event_id, bucket, ordering_key, routing_key, body, headers, timestamp"
 
 #: What a relay needs of a waiting row, in the order that :func:`to_outbox_row` takes it.
-ROW_COLUMNS = f"id, attempts, {EVENT_COLUMNS}"
+ROW_COLUMNS = "id, attempts, event_id, bucket, ordering_key, routing_key, headers, timestamp, body"
 
 
 def bucket_of(ordering_key: str | None) -> int:
@@ -46,7 +46,7 @@ def event_values(message: Message) -> tuple[Any, ...]:
 
 def to_outbox_row(values: Sequence[Any]) -> OutboxRow:
     """Return the row that was read as :data:`ROW_COLUMNS`."""
-    row_id, attempts, event_id, bucket, ordering_key, routing_key, body, headers, timestamp = values
+    row_id, attempts, event_id, bucket, ordering_key, routing_key, headers, timestamp, body = values
     message = Message(
         routing_key,
         body.encode(),

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from django.db import connections, transaction
 
-from domain_event_broker import publish_domain_event
+from domain_event_broker import DomainEvent, publish_domain_event, publish_domain_events
 from domain_event_broker.config import OutboxSettings
+from domain_event_broker.django import relay_outbox, scan
 from domain_event_broker.django.models import ArchivedEvent, HeldEvent, OutboxEvent
 from domain_event_broker.django.relay_outbox import DjangoRelayOutbox
 from domain_event_broker.errors import ConfigurationError, OutboxNotMigrated, OutboxUnavailable
@@ -53,6 +54,54 @@ def test_a_fetch_returns_no_more_than_its_limit(alias: str, make_relay: MakeRela
     publish_all(alias, range(10))
     relay = make_relay(alias)
     assert [number(row) for row in relay.fetch(relay.renew(), 3)] == [0, 1, 2]
+
+
+def test_a_fetch_returns_no_more_bytes_than_its_budget(
+    alias: str, make_relay: MakeRelay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_outbox, "FETCH_BYTES", 10_000)
+    sizes = [10, 3_000, 6_500, 10, 20_000, 10, 10]
+    events = [
+        DomainEvent("test.done", {"number": n, "text": "x" * size}, "k") for n, size in enumerate(sizes)
+    ]
+    publish_domain_events(events, using=alias)
+    relay = make_relay(alias)
+    lease = relay.renew()
+    batches = []
+    while rows := relay.fetch(lease, 100):
+        assert [row.message.body for row in rows] == [events[number(row)].to_json().encode() for row in rows]
+        batches.append([number(row) for row in rows])
+        relay.settle(lease, [Sent(row) for row in rows], [])
+    assert batches == [[0, 1], [2, 3], [4], [5, 6]]
+
+
+def test_a_scan_that_was_cut_short_hides_no_row_from_the_next(
+    postgresql: str, make_relay: MakeRelay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bound of the scans may not move past rows that were left for the next fetch."""
+    monkeypatch.setattr(relay_outbox, "FETCH_BYTES", 400)
+    monkeypatch.setattr(scan, "LOOK_SECONDS", 0.0)
+    relay = make_relay(postgresql)
+    publish_all(postgresql, range(60))
+    assert send_all(relay, limit=100) == list(range(60))
+
+
+def test_a_large_event_removed_in_the_middle_of_a_fetch_is_left_out(
+    sqlite: str, make_relay: MakeRelay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_outbox, "FETCH_BYTES", 100)
+    publish_all(sqlite, range(2))
+    relay = make_relay(sqlite)
+    lease, read = relay.renew(), relay._with_bodies
+
+    def read_late(found: Any) -> Any:
+        OutboxEvent.objects.using(sqlite).filter(id=found[0][0]).delete()
+        return read(found)
+
+    monkeypatch.setattr(relay, "_with_bodies", read_late)
+    assert relay.fetch(lease, 10) == []
+    monkeypatch.undo()
+    assert send_all(relay) == [1]
 
 
 def test_what_is_not_settled_is_fetched_again(alias: str, make_relay: MakeRelay) -> None:
