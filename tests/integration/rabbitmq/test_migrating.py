@@ -189,7 +189,15 @@ def test_a_broker_that_stalls_in_the_middle_loses_nothing(
             broker.freeze()
             thaw.start()
 
-    thaw = threading.Timer(3 * migrating.QUIET_SECONDS, broker.thaw)
+    take = migrating._Drain.batch
+
+    def take_all_there_is(self: migrating._Drain) -> list[object]:
+        # So that nothing more is under way when the broker stalls before the next.
+        self._connection.run_until(lambda: len(self._arrived) == migrating.BATCH, 0.5)
+        return take(self)
+
+    thaw = threading.Timer(4 * migrating.QUIET_SECONDS, broker.thaw)
+    monkeypatch.setattr(migrating._Drain, "batch", take_all_there_is)
     monkeypatch.setattr(Migration, "_store", store_and_stall)
     assert connect(broker.url()).migrate(wanted) >= STALLED
     thaw.join()
