@@ -36,7 +36,11 @@ CONFIRM_TIMEOUT = 30.0
 _FRAME_OVERHEAD = pika.spec.FRAME_HEADER_SIZE + pika.spec.FRAME_END_SIZE
 _BODY_HEADER = struct.Struct(">BHL")
 _FRAME_END = bytes([pika.spec.FRAME_END])
-_PRECONDITION_FAILED = 406
+_PRECONDITION_FAILED, _ACCESS_REFUSED = 406, 403
+
+#: What the broker says when a user may not write with one routing key. It closes the channel for
+#: it, although all other messages are welcome (https://www.rabbitmq.com/docs/access-control).
+_TOPIC_REFUSED = "access to topic"
 
 _STORED = PublishOutcome(Stored.STORED)
 _UNROUTABLE = PublishOutcome(Stored.UNROUTABLE)
@@ -68,9 +72,10 @@ class Sender:
         outcomes: list[PublishOutcome | None] = [None] * len(messages)
         self._send(messages, outcomes, WINDOW)
         while None in outcomes:
-            # The broker closed the channel because of one message, and does not say which (it
-            # may be larger than its max_message_size). Those without an answer go again, one by
-            # one: some may be stored twice, but the culprit is found and the others get through.
+            # The broker closed the channel because of one message, and does not say which: it may
+            # be larger than its max_message_size, or have a routing key that is forbidden. Those
+            # without an answer go again, one by one: some may be stored twice, but the culprit
+            # is found and the others get through.
             self._send_one_by_one(messages, outcomes, WINDOW)
             self._send(messages, outcomes, WINDOW)
         return [outcome for outcome in outcomes if outcome is not None]
@@ -277,9 +282,15 @@ class _Batch:
         reason = self._channel.channel.reason
         if reason is None:
             return True
-        if getattr(reason, "reply_code", None) == _PRECONDITION_FAILED:
+        if _blames_one_message(reason):
             return False
         raise reason
+
+
+def _blames_one_message(reason: BaseException) -> bool:
+    """Tell whether a channel was closed because of a message, and not because of all of them."""
+    code, text = getattr(reason, "reply_code", None), str(getattr(reason, "reply_text", ""))
+    return code == _PRECONDITION_FAILED or (code == _ACCESS_REFUSED and _TOPIC_REFUSED in text)
 
 
 def _not_encodable(error: Exception) -> str:

@@ -118,6 +118,36 @@ def test_a_body_over_the_limit_of_the_broker_is_refused_and_the_others_flow(smal
     assert seen == {10, 20, 30, 40}
 
 
+def test_a_routing_key_that_is_forbidden_is_refused_and_the_others_flow(
+    connect, handler, channel, rabbitmq_server, fresh_name
+) -> None:
+    wanted, user = handler(prefetch=1000), fresh_name("restricted")
+    connect().declare(wanted)
+    rabbitmq_server.add_user(user, "secret")
+    pattern = f"^{wanted.name}[.]allowed"
+    rabbitmq_server.ctl("set_topic_permissions", "-p", "/", user, "domain-events", pattern, ".*")
+    transport = connect(rabbitmq_server.url(user, "secret"))
+    ends = ["forbidden" if number in (3, 4, 150) else "allowed" for number in range(200)]
+    outcomes = transport.publish(
+        [message(f"{wanted.name}.{end}", b"%d" % number) for number, end in enumerate(ends)]
+    )
+    expected = [STORED if end == "allowed" else REFUSED for end in ends]
+    assert [each.stored for each in outcomes] == expected
+    assert f"access to topic '{wanted.name}.forbidden'" in outcomes[3].reason
+    # The connection goes on, and a refusal that concerns all of them is an outage as before.
+    publish(transport, message(f"{wanted.name}.allowed", b"more"))
+    rabbitmq_server.ctl("set_permissions", "-p", "/", user, "", "", "")
+    with pytest.raises(BrokerUnavailable, match="access to exchange"):
+        connect(rabbitmq_server.url(user, "secret")).publish([message(f"{wanted.name}.allowed")])
+    rabbitmq_server.ctl("delete_user", user)
+    receiver = connect()
+    receiver.subscribe(wanted)
+    found: set[bytes] = set()
+    wait_until(lambda: found.update(each.body for each in receiver.receive(1000, 0.1)) or b"more" in found)
+    assert {b"%d" % number for number, end in enumerate(ends) if end == "allowed"} < found
+    assert b"3" not in found
+
+
 def test_large_bodies_are_split_into_frames_and_arrive_whole(connect, handler) -> None:
     wanted = handler()
     transport = connect()
