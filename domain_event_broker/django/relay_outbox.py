@@ -63,6 +63,12 @@ _NOT_BLOCKED = (
     f" AND NOT EXISTS (SELECT 1 FROM {HELD} h WHERE h.blocks_key AND h.ordering_key = o.ordering_key)"
 )
 
+#: Finds the parked row that a row waits for.
+_PARKED_KEY = (
+    f"SELECT 1 FROM {HELD} h WHERE h.blocks_key AND h.ordering_key = o.ordering_key "
+    f"AND h.state = '{HeldEvent.State.PARKED.value}'"
+)
+
 #: A row as a scan reads it: ``ROW_COLUMNS``, of which the body, the last, is ``None`` if it is large.
 _Found: TypeAlias = tuple[Any, ...]
 
@@ -193,16 +199,20 @@ class DjangoRelayOutbox:
         again are among them; parked ones, those that wait for a parked one, and scheduled ones
         are not.
         """
-        parked_key = (
-            f"SELECT 1 FROM {HELD} h WHERE h.blocks_key AND h.ordering_key = o.ordering_key "
-            f"AND h.state = '{HeldEvent.State.PARKED.value}'"
-        )
-        waiting = f"SELECT 1 FROM {OUTBOX} o WHERE NOT EXISTS ({parked_key}) LIMIT {int(limit)}"
+        waiting = f"SELECT 1 FROM {OUTBOX} o WHERE NOT EXISTS ({_PARKED_KEY}) LIMIT {int(limit)}"
         refused = f"SELECT 1 FROM {HELD} WHERE state = '{HeldEvent.State.RETRYING.value}' LIMIT {int(limit)}"
         counts = f"(SELECT count(*) FROM ({waiting}) a), (SELECT count(*) FROM ({refused}) b)"
         with self._connection.cursor() as cursor:
             cursor.execute(f"SELECT {counts}")
             return min(limit, int(sum(cursor.fetchone())))
+
+    @_guarded
+    def behind_parked(self, limit: int = 10_000) -> int:
+        """Return how many rows wait for a parked one of their key, counting no further than ``limit``."""
+        behind = f"SELECT 1 FROM {OUTBOX} o WHERE EXISTS ({_PARKED_KEY}) LIMIT {int(limit)}"
+        with self._connection.cursor() as cursor:
+            cursor.execute(f"SELECT count(*) FROM ({behind}) a")
+            return int(cursor.fetchone()[0])
 
     def leave(self) -> None:
         """Give the lease back, so that others need not wait for its end. Never raises."""

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from django.db import Error
 from django.db.models import Count
 from django.utils import timezone
 
 from domain_event_broker.config import BrokerSettings
+from domain_event_broker.django.database import unavailable
 from domain_event_broker.django.models import HeldEvent, OutboxEvent, RelayHeartbeat, RelayLease
 from domain_event_broker.errors import DomainEventBrokerError
 from domain_event_broker.handlers import Handler
@@ -64,7 +66,18 @@ class BrokerStatus:
 
 
 def outbox_status(alias: str) -> OutboxStatus:
-    """Return the state of the outbox in the database ``alias``."""
+    """Return the state of the outbox in the database ``alias``.
+
+    :raises OutboxNotMigrated: its tables do not exist.
+    :raises OutboxUnavailable: the database is away.
+    """
+    try:
+        return _outbox_status(alias)
+    except Error as error:
+        raise unavailable(alias, error) from error
+
+
+def _outbox_status(alias: str) -> OutboxStatus:
     waiting = OutboxEvent.objects.using(alias).order_by("id")
     oldest = waiting.values_list("created_at", flat=True).first()
     states = HeldEvent.objects.using(alias).values_list("state").annotate(n=Count("id")).order_by("state")

@@ -13,6 +13,9 @@ from domain_event_broker.django.relay_outbox import DjangoRelayOutbox
 from domain_event_broker.django.terminal import Progress
 from domain_event_broker.relay import Relay, RelayReport
 
+#: Events behind parked ones are counted no further than this.
+BEHIND_LIMIT = 10_000
+
 
 class Command(BrokerCommand):
     """Runs a relay until it is stopped, or until there is nothing left to do."""
@@ -44,10 +47,10 @@ class Command(BrokerCommand):
         relay = Relay(outbox, settings)
         on_stop_signals(relay.stop)
         if options["once"]:
-            return self._summary(relay.run_once(), outbox.pending(limit=1))
+            return self._summary(relay.run_once(), outbox)
         self.stdout.write(f"Relaying to {settings.masked_url}. Ctrl-C stops.")
         relay.run()
-        return self._summary(relay.report, 0)
+        return self._summary(relay.report)
 
     def _settings(self, options: dict[str, Any]) -> BrokerSettings:
         settings = self.settings()
@@ -66,12 +69,24 @@ class Command(BrokerCommand):
             relay.drain()
         finally:
             progress.finish(relay.report.total)
-        return self._summary(relay.report, outbox.pending(limit=1))
+        return self._summary(relay.report, outbox)
 
-    def _summary(self, report: RelayReport, left: int) -> int:
+    def _summary(self, report: RelayReport, outbox: DjangoRelayOutbox | None = None) -> int:
+        """Write what was done and what is left, and return the exit code.
+
+        :param outbox: asked for what is left; ``None``: the relay was stopped, much may be.
+        """
+        waiting = outbox.pending(limit=1) if outbox else 0
+        behind = outbox.behind_parked(BEHIND_LIMIT) if outbox else 0
         parts = [f"{report.sent:,} sent"]
         parts += [f"{report.unroutable:,} that nobody subscribes to"] if report.unroutable else []
         parts += [f"{report.refused:,} refusals, to be tried again"] if report.refused else []
         parts += [f"{report.parked:,} parked"] if report.parked else []
-        self.stdout.write(", ".join(parts) + ("; some events are still waiting" if left else "") + ".")
+        left = ["some events are still waiting"] if waiting else []
+        left += [f"{_capped(behind)} wait behind parked events of their key"] if behind else []
+        self.stdout.write("; ".join([", ".join(parts), *left]) + ".")
         return FAILED if left or report.parked or report.refused else OK
+
+
+def _capped(count: int) -> str:
+    return f"{count:,}" if count < BEHIND_LIMIT else f"{count:,} or more"
