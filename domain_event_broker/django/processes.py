@@ -7,8 +7,9 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from typing import NoReturn
 
 from django.db import connections
 
@@ -16,6 +17,8 @@ logger = logging.getLogger("domain_event_broker.subscriber")
 
 #: A process that ends sooner than this after its start is not started again at once, in seconds.
 RESTART_SECONDS = 2.0
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class _Family:
@@ -32,16 +35,27 @@ class _Family:
         return self._stopping
 
     def start(self) -> None:
-        """Fork a child that does the work and exits."""
+        """Fork a child that does the work and exits.
+
+        Signals to stop wait meanwhile: one that came after the fork and before the child is known
+        would not be passed on to it, and it would be waited for without end.
+        """
         connections.close_all()  # a socket shared with a child would be spoiled by both
-        pid = os.fork()
-        if pid:
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        try:
+            pid = os.fork()
+            if not pid:
+                self._work_and_exit(mask)
             self.children[pid] = time.monotonic()
-            return
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def _work_and_exit(self, mask: Iterable[int]) -> NoReturn:
         code = 1
         try:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent passes it on
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             self._work()
             code = 0
         except BaseException:
@@ -68,10 +82,11 @@ def supervise(work: Callable[[], None], processes: int) -> int:
     :return: exit code: 0 if all ended as they should after a signal, else 1.
     """
     family = _Family(work)
-    signal.signal(signal.SIGTERM, family.on_signal)
-    signal.signal(signal.SIGINT, family.on_signal)
+    for number in _STOP_SIGNALS:
+        signal.signal(number, family.on_signal)
     for _ in range(processes):
-        family.start()
+        if not family.stopping:
+            family.start()
     failed = False
     while family.children:
         pid, status = os.wait()
@@ -80,7 +95,8 @@ def supervise(work: Callable[[], None], processes: int) -> int:
             continue
         code = os.waitstatus_to_exitcode(status)
         if family.stopping:
-            failed = failed or code != 0
+            # Ended by our signal: it had not come to the point where it looks for one.
+            failed = failed or code not in (0, -signal.SIGTERM)
             continue
         logger.error("process %d ended with code %d; starting another", pid, code)
         _pause_before_restart(family, started)
