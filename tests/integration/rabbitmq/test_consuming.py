@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 import time
+from datetime import datetime
 
+import pika
+import pika.data
 import pytest
 
 from domain_event_broker.errors import BrokerUnavailable, PublishFailed
@@ -175,6 +179,85 @@ def test_acknowledging_in_any_order_leaves_nothing_behind(connect, handler, orde
     other.subscribe(wanted)
     left = other.receive(20, 0.5)
     assert [each.body for each in left] == ([b"19"] if order == "middle first" else [])
+
+
+# --- what other programs write ----------------------------------------------------------------
+
+#: Thirteen digits: milliseconds where AMQP wants seconds, in the year 55840.
+FAR_AWAY = 1_700_000_000_000
+
+
+def _timestamp(seconds: int) -> bytes:
+    return b"T" + struct.pack(">Q", seconds)
+
+
+@pytest.fixture
+def odd_headers(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """Headers that other programs can write and pika cannot: it is taught one more kind of value."""
+    encode = pika.data.encode_value
+
+    def encode_odd(pieces: list[bytes], value: object) -> int:
+        if not isinstance(value, Encoded):
+            return encode(pieces, value)
+        pieces.append(value)
+        return len(value)
+
+    monkeypatch.setattr(pika.data, "encode_value", encode_odd)
+    return {
+        "far": Encoded(_timestamp(FAR_AWAY)),
+        "before": Encoded(_timestamp(2**64 - 1)),
+        "list": [Encoded(_timestamp(FAR_AWAY)), "two"],
+        "near": Encoded(_timestamp(1_700_000_000)),
+    }
+
+
+class Encoded(bytes):
+    """A value of a header as it goes over the wire."""
+
+
+def test_headers_beyond_python_s_years_are_handled_like_any_other(
+    connect, handler, channel, odd_headers
+) -> None:
+    wanted = handler()
+    transport = connect()
+    transport.subscribe(wanted)
+    properties = pika.BasicProperties(timestamp=FAR_AWAY, headers=odd_headers)
+    channel.basic_publish("domain-events", f"{wanted.name}.odd", b"odd", properties)
+    (delivery,) = collect(transport, 1)
+    assert (delivery.headers["far"], delivery.headers["before"]) == (FAR_AWAY, -1)
+    assert delivery.headers["list"] == [FAR_AWAY, "two"]
+    assert isinstance(delivery.headers["near"], datetime)
+    answer(transport, [delivery], Action.RETRY, 0.1)
+    (again,) = collect(transport, 1)
+    assert (again.retries, again.headers["far"]) == (1, FAR_AWAY)
+    answer(transport, [again], Action.DEAD, failure=Failure("error"))
+    wait_until(lambda: transport.dead_letters(wanted.name).count() == 1)
+    (letter,) = browse(transport, wanted.name)
+    assert (letter.body, letter.headers["far"]) == (b"odd", FAR_AWAY)
+    assert transport.dead_letters(wanted.name).sift(lambda letter: Decision.RETRY).replayed == 1
+    answer(transport, collect(transport, 1), Action.ACK)
+
+
+def test_dead_letters_beyond_python_s_years_can_be_looked_at(connect, handler, channel, odd_headers) -> None:
+    wanted = handler()
+    transport = connect()
+    transport.declare(wanted)
+    channel.basic_publish("", f"{wanted.name}-dl", b"odd", pika.BasicProperties(headers=odd_headers))
+    wait_until(lambda: transport.dead_letters(wanted.name).count() == 1)
+    assert [letter.body for letter in browse(transport, wanted.name)] == [b"odd"]
+    report = transport.dead_letters(wanted.name).sift(lambda letter: Decision.DISCARD)
+    assert report == SiftReport(discarded=1)
+
+
+def test_pika_s_decoder_is_changed_for_nothing_but_what_it_cannot_decode(connect) -> None:
+    connect()
+    wrapped = pika.data.decode_value
+    connect()
+    assert pika.data.decode_value is wrapped
+    assert wrapped(_timestamp(FAR_AWAY), 0) == (FAR_AWAY, 9)
+    assert wrapped(_timestamp(0), 0) == wrapped._decode(_timestamp(0), 0)
+    with pytest.raises(pika.exceptions.InvalidFieldTypeException):
+        wrapped(b"?", 0)
 
 
 # --- what goes away -------------------------------------------------------------------------
