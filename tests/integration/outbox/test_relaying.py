@@ -79,11 +79,16 @@ def test_a_scan_that_was_cut_short_hides_no_row_from_the_next(
     postgresql: str, make_relay: MakeRelay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The bound of the scans may not move past rows that were left for the next fetch."""
-    monkeypatch.setattr(relay_outbox, "FETCH_BYTES", 400)
     monkeypatch.setattr(scan, "LOOK_SECONDS", 0.0)
+    publish_all(postgresql, range(20))
     relay = make_relay(postgresql)
-    publish_all(postgresql, range(60))
-    assert send_all(relay, limit=100) == list(range(60))
+    lease = relay.renew()
+    wait_until(lambda: relay.fetch(lease, 100) and relay._bound._low, 10)
+    monkeypatch.setattr(relay_outbox, "FETCH_BYTES", 1_000)
+    rows = relay.fetch(lease, 100)
+    assert 0 < len(rows) < 20
+    relay.settle(lease, [Sent(row) for row in rows], [])
+    assert send_all(relay) == list(range(len(rows), 20))
 
 
 def test_a_large_event_removed_in_the_middle_of_a_fetch_is_left_out(
