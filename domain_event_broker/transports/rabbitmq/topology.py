@@ -44,9 +44,10 @@ SETTLE_SECONDS = 2.0
 #: dead-lettered: the net for a handler that kills its process.
 DELIVERY_LIMIT = 20
 
-#: The same for dead letters, where each look counts: RabbitMQ 4 deletes a letter after 20 otherwise.
-#: No limit at all cannot be said in a way that all versions understand.
-LETTER_DELIVERY_LIMIT = 1_000_000
+#: The same where there is nowhere to go from, so that the broker would delete: for dead letters,
+#: where each look counts, and for a handler without dead letters. RabbitMQ 4 has a limit of 20 where
+#: none is set, and no limit at all cannot be said in a way that all versions understand.
+NO_DELIVERY_LIMIT = 1_000_000
 
 #: Milliseconds that a delay queue of an auto-delete handler outlives its last use. Declaring
 #: renews it, publishing does not: see :data:`LEASE_SECONDS`.
@@ -128,14 +129,15 @@ def layout_of(subscription: Subscription) -> Layout:
 
 def letters_queue(name: str) -> QueueSpec:
     """Return the dead-letter queue of the handler ``name``."""
-    arguments = {"x-queue-type": "quorum", "x-delivery-limit": LETTER_DELIVERY_LIMIT}
+    arguments = {"x-queue-type": "quorum", "x-delivery-limit": NO_DELIVERY_LIMIT}
     return QueueSpec(letters_name(name), arguments)
 
 
 def _handler_queue(wanted: Subscription) -> QueueSpec:
     arguments: dict[str, Any] = {"x-queue-type": wanted.queue_type}
     if wanted.queue_type == "quorum":
-        arguments |= {"x-overflow": "reject-publish", "x-delivery-limit": DELIVERY_LIMIT}
+        limit = DELIVERY_LIMIT if wanted.dead_letter else NO_DELIVERY_LIMIT
+        arguments |= {"x-overflow": "reject-publish", "x-delivery-limit": limit}
     if wanted.dead_letter:
         arguments |= {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": letters_name(wanted.name)}
         if wanted.queue_type == "quorum":

@@ -87,6 +87,23 @@ def test_without_dead_letters_there_is_no_queue_for_them(connect, handler, rabbi
     found = arguments_of(rabbitmq_server)
     assert f"{wanted.name}-dl" not in found
     assert "x-dead-letter-exchange" not in found[wanted.name]
+    assert '{"x-delivery-limit",1000000}' in found[wanted.name]
+
+
+def test_without_dead_letters_the_broker_deletes_nothing_that_processes_died_with(connect, handler) -> None:
+    """RabbitMQ 4 has a limit of 20 for queues that set none, and drops what exceeds it."""
+    wanted = handler(dead_letter=False)
+    publisher = connect()
+    publisher.declare(wanted)
+    publish(publisher, message(f"{wanted.name}.x", b"kept"))
+    for crashes in range(topology.DELIVERY_LIMIT + 2):
+        victim = connect()
+        victim.subscribe(wanted)
+        assert collect(victim, 1)[0].crashes == crashes
+        victim.close()
+    survivor = connect()
+    survivor.subscribe(wanted)
+    assert collect(survivor, 1)[0].body == b"kept"
 
 
 @pytest.mark.parametrize("option", [{"exclusive": True}, {"auto_delete": True}, {"durable": False}])
@@ -156,7 +173,7 @@ def test_another_argument_is_told_with_both_values(connect, handler, channel) ->
     channel.queue_declare(
         wanted.name, durable=True, arguments={**QUORUM, "x-overflow": "reject-publish", "x-delivery-limit": 7}
     )
-    with pytest.raises(QueueMismatch, match=r"x-delivery-limit.*'20'.*'7'"):
+    with pytest.raises(QueueMismatch, match=r"x-delivery-limit.*'1000000'.*'7'"):
         connect().declare(wanted)
 
 
