@@ -12,9 +12,13 @@ from domain_event_broker.config import OutboxSettings, SubscriberSettings
 from domain_event_broker.errors import ConfigurationError
 
 
+#: The default broker, before :func:`mirror_setting` writes what the project says in its place.
+_DEFAULT = defaults.BROKER
+
+
 def raw_setting() -> object:
     """Return ``settings.DOMAIN_EVENT_BROKER`` as it is now; absent: the default broker."""
-    return getattr(settings, "DOMAIN_EVENT_BROKER", defaults.BROKER)
+    return getattr(settings, "DOMAIN_EVENT_BROKER", _DEFAULT)
 
 
 def mirror_setting() -> None:
