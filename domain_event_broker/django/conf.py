@@ -11,7 +11,6 @@ from domain_event_broker import settings as defaults
 from domain_event_broker.config import OutboxSettings, SubscriberSettings
 from domain_event_broker.errors import ConfigurationError
 
-
 #: The default broker, before :func:`mirror_setting` writes what the project says in its place.
 _DEFAULT = defaults.BROKER
 
