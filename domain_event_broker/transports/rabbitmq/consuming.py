@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from heapq import heappop, heappush
@@ -14,6 +15,14 @@ from domain_event_broker.events import HEADER_ATTEMPT
 from domain_event_broker.ports import Delivery, Subscription
 from domain_event_broker.transports.rabbitmq import wire
 from domain_event_broker.transports.rabbitmq.connection import Connection
+
+#: Processes that died with an event before it is suspected to be the cause. The broker counts for
+#: every event that was fetched ahead, so what waits behind the cause would be dead-lettered with it.
+SUSPICIOUS = 3
+
+#: Names of the consumer that a channel begins with, and of the one that takes its place. When the
+#: channel ends the broker takes deliveries back in the order of these names.
+_CAREFUL, _USUAL = "1-careful", "2-usual"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +37,9 @@ class Token:
 class Consumer:
     """A consumer on a channel of its own, so that its deliveries are numbered for it alone.
 
+    It fetches nothing ahead until a delivery comes that no series of crashes precedes: events that
+    kill their process come back first, and so take no other with them.
+
     :param subscription: whose queue, and how many deliveries may be unanswered.
     :param arrived: called with each delivery as it comes in.
     """
@@ -38,14 +50,16 @@ class Consumer:
         self.subscription = subscription
         self._arrived = arrived
         self._cancelled = False
+        self._paused = False
         #: Deliveries without an answer, in the order of their numbers.
         self._open: dict[int, None] = {}
         self._channel = connection.open_channel()
         self._channel.pika.add_on_cancel_callback(self._on_cancel)
-        self._channel.ask(self._channel.pika.basic_qos, prefetch_count=subscription.prefetch)
-        self._channel.ask(
-            self._channel.pika.basic_consume, queue=subscription.name, on_message_callback=self._on_message
-        )
+        # Classic queues count no crashes, and one that is auto-delete ends with its consumer.
+        self._careful = subscription.queue_type == "quorum" and subscription.prefetch > 1
+        prefetch = 1 if self._careful else subscription.prefetch
+        self._channel.ask(self._channel.pika.basic_qos, prefetch_count=prefetch)
+        self._consume()
 
     @property
     def is_lost(self) -> bool:
@@ -80,6 +94,26 @@ class Consumer:
             if tag > last:
                 self._channel.pika.basic_ack(tag)
 
+    def pause(self) -> None:
+        """Let nothing come, so that what is given back is not fetched again at once.
+
+        Each time it is, a quorum queue counts a delivery more. Classic queues count none, and one
+        that is auto-delete would end with its consumer: they are not paused.
+        """
+        if self._paused or self.subscription.queue_type != "quorum":
+            return
+        self._channel.ensure_open()
+        self._paused = True
+        for tag in self._channel.pika.consumer_tags:
+            self._channel.pika.basic_cancel(tag, callback=_nothing)
+        self._channel.wait(lambda: not self._channel.pika.consumer_tags)
+
+    def resume(self) -> None:
+        """Let deliveries come again after a :meth:`pause`."""
+        if self._paused:
+            self._paused = False
+            self._consume()
+
     def requeue(self, tags: Iterable[int]) -> None:
         """Give deliveries back to the queue."""
         for tag in sorted(self._take(tags)):
@@ -90,6 +124,14 @@ class Consumer:
         """Stop receiving; what has no answer goes back to the queue."""
         self._channel.close()
 
+    def _consume(self) -> None:
+        self._channel.ask(
+            self._channel.pika.basic_consume,
+            queue=self.subscription.name,
+            on_message_callback=self._on_message,
+            consumer_tag=_CAREFUL if self._careful else _USUAL,
+        )
+
     def _take(self, tags: Iterable[int]) -> set[int]:
         """Leave out those answered before: the broker closes the channel on a second answer."""
         self._channel.ensure_open()
@@ -99,7 +141,21 @@ class Consumer:
         self, _channel: object, method: pika.spec.Basic.Deliver, properties: pika.BasicProperties, body: bytes
     ) -> None:
         self._open[method.delivery_tag] = None
-        self._arrived(self._delivery(method, properties, body))
+        delivery = self._delivery(method, properties, body)
+        self._arrived(delivery)
+        if self._careful and delivery.crashes < SUSPICIOUS:
+            self._fetch_ahead()
+
+    def _fetch_ahead(self) -> None:
+        """Begin to consume anew, with the prefetch that is wanted: it holds for new consumers only.
+
+        The delivery at hand stays ours (https://www.rabbitmq.com/docs/consumer-prefetch).
+        """
+        self._careful = False
+        channel = self._channel.pika
+        channel.basic_cancel(_CAREFUL, callback=_nothing)
+        channel.basic_qos(prefetch_count=self.subscription.prefetch, callback=_nothing)
+        channel.basic_consume(self.subscription.name, self._on_message, consumer_tag=_USUAL)
 
     def _on_cancel(self, _frame: object) -> None:
         self._cancelled = True
@@ -120,21 +176,28 @@ class Consumer:
         )
 
 
+def _nothing(_reply: object) -> None:
+    """Take note of a reply that nobody waits for."""
+
+
 class Early:
-    """Deliveries that came before their time, and wait in memory for the last fraction of a second."""
+    """Deliveries that came before their time, and wait in memory for the last fraction of a second.
+
+    They wait by a clock that nobody sets: after a step back of the other they would wait for long.
+    """
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[int, int, Delivery]] = []
+        self._waiting: list[tuple[float, int, Delivery]] = []
         self._count = 0
 
     def add(self, delivery: Delivery, wait_ms: int) -> None:
         """Keep ``delivery`` for so many milliseconds."""
         self._count += 1
-        heappush(self._waiting, (wire.now_ms() + wait_ms, self._count, delivery))
+        heappush(self._waiting, (time.monotonic() + wait_ms / 1000, self._count, delivery))
 
     def due(self) -> Iterable[Delivery]:
         """Take out those whose time has come."""
-        now = wire.now_ms()
+        now = time.monotonic()
         while self._waiting and self._waiting[0][0] <= now:
             yield heappop(self._waiting)[2]
 
@@ -142,4 +205,4 @@ class Early:
         """Return seconds until the next one is due, at most ``limit``."""
         if not self._waiting:
             return limit
-        return max(0.0, min(limit, (self._waiting[0][0] - wire.now_ms()) / 1000))
+        return max(0.0, min(limit, self._waiting[0][0] - time.monotonic()))

@@ -135,3 +135,28 @@ def test_a_frozen_broker_is_noticed_and_closing_takes_no_answer(connect) -> None
             transport.close()
         finally:
             frozen.thaw()
+
+
+def test_an_event_that_kills_its_processes_takes_none_of_those_behind_it_along(connect, handler) -> None:
+    wanted = handler(prefetch=10)
+    publisher = connect()
+    publisher.declare(wanted)
+    publish(publisher, message(f"{wanted.name}.deadly", b"deadly"))
+    publish(publisher, *(message(f"{wanted.name}.fine", b"%d" % number) for number in range(9)))
+    handled: list[int] = []
+    while not publisher.dead_letters(wanted.name).count():
+        process = connect()
+        process.subscribe(wanted)
+        _handle_until_death(process, handled)
+        process.close()
+    assert sorted(handled) == list(range(9))
+    assert [letter.body for letter in browse(publisher, wanted.name)] == [b"deadly"]
+
+
+def _handle_until_death(process, handled: list[int]) -> None:
+    """Handle what comes, and what was fetched ahead of it is lost with the process, if it is deadly."""
+    for each in [*process.receive(10, 0.3), *process.receive(10, 0.05)]:
+        if each.body == b"deadly":
+            return
+        answer(process, [each], Action.ACK)
+        handled.append(int(each.body))
