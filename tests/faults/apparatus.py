@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,8 +41,8 @@ class Program:
         self._command, self._environment, self.log = command, environment, log
         self.killed = False
         self.asked_to_stop = False
-        self._started = time.monotonic()
         with log.open("ab") as output:
+            self._log_start = output.tell()
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.faults.project", *command],
                 cwd=CHECKOUT,
@@ -62,9 +61,9 @@ class Program:
         return self._process.pid
 
     @property
-    def age(self) -> float:
-        """Seconds since its start."""
-        return time.monotonic() - self._started
+    def is_ready(self) -> bool:
+        """Whether it has said, since it was started, that it listens to signals."""
+        return b"Ctrl-C stops" in self.log.read_bytes()[self._log_start :]
 
     @property
     def exit_code(self) -> int | None:
@@ -181,10 +180,24 @@ class Stage:
         """Start a subscriber for the named handlers."""
         return self.run("run_subscriber", *names, **environment)
 
-    def publish(self, count: int, routing_key: str = "faults.done", event_ids: Sequence[str] = ()) -> None:
-        """Publish so many events, and wait until they are committed."""
-        publishing = self.run("publish-some", str(count), routing_key, *event_ids)
+    def publish(
+        self,
+        count: int,
+        routing_key: str = "faults.done",
+        event_ids: Sequence[str] = (),
+        seconds: float = 0,
+    ) -> None:
+        """Publish so many events, and wait until they are committed.
+
+        :param seconds: what the handler ``slow`` takes for each.
+        """
+        command = ("publish-some", str(count), routing_key, *event_ids)
+        publishing = self.run(*command, direct=True, FAULTS_SECONDS=str(seconds))
         assert publishing.wait() == 0, publishing.output()
+
+    def publisher(self, pause: float = 0.01) -> Program:
+        """Start a program that publishes until it is killed."""
+        return self.run("publish", str(self.directory / "published"), "1", str(pause))
 
     def _addresses(self, direct: bool) -> dict[str, str]:
         database = self.postgres.port if direct else self.database_proxy.port
@@ -247,7 +260,9 @@ class Stage:
         wait_until(quiet, timeout, lambda: f"quiet; the last looks: {seen}", interval=0.3)
 
     def _results(self) -> Any:
-        return self.sql("SELECT count(*), (SELECT count(*) FROM domain_event_broker_inbox) FROM faults_effect")
+        return self.sql(
+            "SELECT count(*), (SELECT count(*) FROM domain_event_broker_inbox) FROM faults_effect"
+        )
 
     def traces(self) -> str:
         """The last lines of the logs of all programs, for the message of a failure."""

@@ -34,8 +34,6 @@ HANDLERS = ("steady", "moody")
 PAUSE = (0.5, 4.0)
 #: Seconds to heal and drain at the end.
 DRAIN_SECONDS = 120.0
-#: Seconds that a program may need to be ready for a signal.
-START_SECONDS = 8.0
 #: Mean seconds between two events of one publisher.
 PUBLISH_PAUSE = 0.015
 
@@ -147,7 +145,7 @@ class Torture:
     def _note_end(self, fleet: list[Program], program: Program) -> None:
         if program.killed or (program.asked_to_stop and program.exit_code == 0):
             return
-        if program.asked_to_stop and program.exit_code == -signal.SIGTERM and program.age < START_SECONDS:
+        if program.asked_to_stop and program.exit_code == -signal.SIGTERM and not program.is_ready:
             return  # it was starting, and could not do better yet
         if fleet is self.subscribers and program.exit_code == -signal.SIGKILL:
             self.done["(subscriber killed by its handler)"] += 1
@@ -175,8 +173,8 @@ def _terminate(fleet: str) -> Callable[[Torture, Fault], None]:
     def act(torture: Torture, fault: Fault) -> None:
         programs: list[Program] = getattr(torture, fleet)
         victim = programs[fault.dice % len(programs)]
-        if victim.exit_code is not None:
-            return
+        if victim.exit_code is not None or victim.asked_to_stop:
+            return  # a second SIGTERM means: at once
         victim.asked_to_stop = True
         victim.send(signal.SIGTERM)
 

@@ -14,8 +14,11 @@ class ProjectConfig(AppConfig):
     label = "faults"
 
     def ready(self) -> None:
-        """Arm the crash point that the environment names."""
+        """Arm the crash point that the environment names, and let children that died be back at once."""
+        from domain_event_broker.django import processes
         from tests.faults.project import crashes
+
+        processes.RESTART_SECONDS = 0.05
 
         if point := os.environ.get("FAULTS_CRASH"):
             crashes.arm(point)

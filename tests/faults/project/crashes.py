@@ -1,4 +1,4 @@
-"""Lines at which a process dies: armed in the process that is to die, and not in the package."""
+"""Lines at which a process dies, or stands still: armed in that process, and not in the package."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _die_once(point: str) -> None:
         Path(os.environ["FAULTS_DIRECTORY"], f"crash-{point}").touch(exist_ok=False)
     except FileExistsError:
         return
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.Signals[os.environ.get("FAULTS_CRASH_SIGNAL", "SIGKILL")])
 
 
 def _is_letter(args: Any, result: Any) -> bool:
@@ -55,6 +55,7 @@ POINTS: dict[str, tuple[type, str, Callable[[Any, Any], bool]]] = {
     "retry stored": (RabbitMQTransport, "_store", _is_retry),
     "letter stored": (RabbitMQTransport, "_store", _is_letter),
     "fetched": (DjangoRelayOutbox, "fetch", _has_rows),
+    "sending": (RabbitMQTransport, "_sender_to_exchange", _always),
     "confirmed": (RabbitMQTransport, "publish", _has_rows),
     "settled": (DjangoRelayOutbox, "settle", _always),
 }

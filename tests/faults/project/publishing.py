@@ -50,7 +50,8 @@ def _publish(
         counter.total += 1
         counter.save()
         Deed.objects.create(event_id=event_id, key=key, number=counter.total)
-        publish_domain_event(routing_key, {"number": counter.total}, key, uuid_string=event_id)
+        data = {"number": counter.total, "seconds": float(os.environ.get("FAULTS_SECONDS", "0"))}
+        publish_domain_event(routing_key, data, key, uuid_string=event_id)
         if dice.random() < 0.05:
             time.sleep(0.02)  # others commit meanwhile, with higher ids
         if roll_back:

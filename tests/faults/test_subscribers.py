@@ -1,0 +1,99 @@
+"""Subscribers that are killed at the worst line, and handlers that do their worst."""
+
+from __future__ import annotations
+
+from tests.faults.apparatus import Stage
+from tests.faults.project.fates import event_id_for
+from tests.harness.waiting import wait_until
+
+KILLED = -9
+
+
+def test_killed_between_the_stored_retry_and_the_acknowledgement_it_works_once(stage: Stage) -> None:
+    events = [event_id_for("retry", number) for number in range(6)]
+    stage.publish(6, event_ids=events)
+    stage.relay()
+    victim = stage.subscriber("moody", FAULTS_CRASH="retry stored")
+    assert victim.wait() == KILLED
+    # The copies are there, and the originals, too.
+    wait_until(lambda: len(stage.broker.queued("moody")) > len(events), 20)
+    stage.subscriber("moody")
+    stage.wait_until_quiet(["moody"])
+    account = stage.account(["moody"])
+    assert account.violations() == []
+    assert account.handlers["moody"].handled == set(events)
+    assert account.handlers["moody"].dead == {}
+
+
+def test_killed_between_the_dead_letter_and_the_acknowledgement_it_is_there_at_most_twice(
+    stage: Stage,
+) -> None:
+    events = [event_id_for("error", number) for number in range(6)]
+    stage.publish(6, event_ids=events)
+    stage.relay()
+    victim = stage.subscriber("moody", FAULTS_CRASH="letter stored")
+    assert victim.wait() == KILLED
+    stage.subscriber("moody")
+    stage.wait_until_quiet(["moody"])
+    account = stage.account(["moody"])
+    assert account.violations() == []
+    assert set(account.handlers["moody"].dead) == set(events)
+    assert len(events) < account.handlers["moody"].copies <= 2 * len(events)
+    assert stage.effects("moody") == 0
+
+
+def test_a_handler_that_kills_its_process_ends_in_the_dead_letters_and_others_go_on(stage: Stage) -> None:
+    stage.publish(10, "plain.done")
+    stage.publish(1, "poison.done", ["poisonous"])
+    stage.publish(10, "plain.done")
+    stage.relay()
+    subscribers = stage.subscriber("lethal", "--processes", "2")
+    wait_until(lambda: stage.broker.letters("lethal"), 60)
+    stage.wait_until_quiet(["lethal"])
+    account = stage.account(["lethal"])
+    assert account.violations() == []
+    assert set(account.handlers["lethal"].dead) == {"poisonous"}, "it took nothing along"
+    assert stage.effects("lethal") == 20
+    assert subscribers.stop() == 0
+
+
+def test_handlers_that_exit_leak_a_transaction_or_close_the_connection_hurt_nobody_else(stage: Stage) -> None:
+    bad = [event_id_for(fate, n) for n in range(3) for fate in ("exit", "leak", "close", "error")]
+    good = [event_id_for("fine", number) for number in range(12)]
+    mixed = [event_id for pair in zip(bad, good, strict=True) for event_id in pair]
+    stage.publish(24, event_ids=mixed)
+    stage.relay()
+    subscriber = stage.subscriber("moody")
+    stage.wait_until_quiet(["moody"])
+    account = stage.account(["moody"])
+    assert account.violations() == []
+    assert account.handlers["moody"].handled == set(good)
+    assert set(account.handlers["moody"].dead) == set(bad)
+    assert subscriber.stop() == 0
+
+
+def test_what_runs_at_sigterm_is_finished_and_what_waits_is_given_back(stage: Stage) -> None:
+    stage.publish(16, "slow.done", seconds=0.5)
+    stage.relay()
+    stopped = stage.subscriber("slow")
+    wait_until(lambda: stage.effects("slow"), 20)
+    assert stopped.stop() == 0
+    done = stage.effects("slow")
+    assert 4 <= done < 16
+    wait_until(lambda: stage.broker.depths(["slow"])["slow"] == 16 - done, 10)
+    stage.subscriber("slow")
+    stage.wait_until_quiet(["slow"])
+    assert stage.account(["slow"]).violations() == []
+    assert stage.effects("slow") == 16
+
+
+def test_a_handler_that_hangs_does_not_keep_its_process_from_stopping(stage: Stage) -> None:
+    stage.publish(2, "slow.done", seconds=3600)
+    stage.relay()
+    hanging = stage.subscriber("slow", "--grace", "1")
+    wait_until(lambda: "Ctrl-C stops" in hanging.output() and not stage.waiting(), 20)
+    wait_until(lambda: stage.broker.depths(["slow"])["slow"] == 0, 20)
+    assert hanging.stop(15) == 0
+    wait_until(lambda: len(stage.broker.queued("slow")) == 2, 10)
+    assert stage.account(["slow"]).violations() == []
+    assert stage.effects("slow") == 0
