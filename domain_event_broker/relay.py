@@ -37,8 +37,9 @@ logger = logging.getLogger("domain_event_broker.relay")
 
 #: Delays between tries of one event that the broker refused.
 REFUSED_BACKOFF = Backoff.exponential(1.0, max=600.0)
-#: Longest time between two tries to reach a broker or a database that is away, in seconds.
-AWAY_SECONDS = 30.0
+#: Longest time between two tries to reach a broker or a database that is away, in seconds: events
+#: flow again so soon after it came back, however long it was away.
+AWAY_SECONDS = 5.0
 #: Routing keys for which "nobody subscribes" is remembered as said.
 UNROUTABLE_KEYS_REMEMBERED = 1000
 
