@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 
+import pika
 import pytest
 
 from tests.faults.apparatus import Stage, healing
@@ -120,3 +122,24 @@ def test_credentials_revoked_and_restored_cost_no_event(
     assert stage.account().violations() == []
     assert "guest:guest" not in relay.output() + subscriber.output()
     assert (relay.stop(), subscriber.stop()) == (0, 0)
+
+
+def test_an_exchange_deleted_under_our_feet_is_made_again_and_what_it_cost_is_marked(stage: Stage) -> None:
+    """Its bindings go with it: what is published until subscribers are started again finds no queue."""
+    stage.relay()
+    subscriber = stage.subscriber("moody")
+    stage.publish(5)
+    wait_until(lambda: stage.archived() == 5, 20)
+    with healing(stage.declare):
+        with closing(pika.BlockingConnection(pika.URLParameters(_broker(stage).url()))) as connection:
+            connection.channel().exchange_delete("domain-events")
+        stage.publish(5)
+        wait_until(lambda: stage.archived() == 10, 30)
+    marked = stage.sql("SELECT event_id FROM domain_event_broker_archive WHERE unroutable")
+    stage.publish(5)
+    stage.wait_until_quiet(["moody"])
+    account = stage.account(["moody"])
+    assert account.handlers["moody"].lost == {event_id for (event_id,) in marked}
+    assert len(marked) == 5
+    assert len(account.handlers["moody"].handled | set(account.handlers["moody"].dead)) == 10
+    assert subscriber.stop() == 0

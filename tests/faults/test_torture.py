@@ -7,7 +7,7 @@ import pytest
 from tests.faults.torture import plan, torture
 
 
-@pytest.mark.parametrize(("transport", "seconds"), [("rabbitmq", 30.0), ("database", 12.0)])
+@pytest.mark.parametrize(("transport", "seconds"), [("rabbitmq", 25.0), ("database", 8.0)])
 def test_under_random_faults_no_event_is_lost_and_none_takes_effect_twice(
     transport: str, seconds: float
 ) -> None:
