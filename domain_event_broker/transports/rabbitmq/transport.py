@@ -6,6 +6,7 @@ import functools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import ParamSpec, TypeVar
 
 from domain_event_broker.config import BrokerSettings
@@ -23,13 +24,17 @@ from domain_event_broker.ports import (
 )
 from domain_event_broker.transports.rabbitmq import topology as queues
 from domain_event_broker.transports.rabbitmq import wire
-from domain_event_broker.transports.rabbitmq.connection import Connection, Loop, broker_errors
+from domain_event_broker.transports.rabbitmq.connection import PIKA_ERRORS, Connection, Loop, broker_errors
 from domain_event_broker.transports.rabbitmq.consuming import Consumer, Early, Token
 from domain_event_broker.transports.rabbitmq.deadletters import RabbitMQDeadLetters
 from domain_event_broker.transports.rabbitmq.ladder import LADDER_MS, step_for
 from domain_event_broker.transports.rabbitmq.migrating import Migration
 from domain_event_broker.transports.rabbitmq.publishing import Outgoing, Sender
 from domain_event_broker.transports.rabbitmq.topology import Layout, QueueSpec, Topology
+
+#: Deliveries counted by the broker from which on an event is given back as a copy, which counts anew:
+#: well below the limit, for others may take some before the next stop.
+WORN = queues.DELIVERY_LIMIT // 2
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -194,6 +199,8 @@ class RabbitMQTransport:
         :raises BrokerUnavailable: the connection was lost, or the broker ended a consumer.
         """
         deadline = time.monotonic() + timeout
+        if limit > 0:
+            self._resume()
         self._loop.turn()
         while True:
             self._ensure_alive()
@@ -204,6 +211,10 @@ class RabbitMQTransport:
                 self._woken = False
                 return found
             self._loop.run_until(self._has_news, self._early.next_in(left))
+
+    def _resume(self) -> None:
+        for consumer in self._consumers.values():
+            consumer.resume()
 
     def wake(self) -> None:
         """Make a :meth:`receive` under way in another thread return early; else the next. Never raises."""
@@ -245,20 +256,25 @@ class RabbitMQTransport:
     def settle(self, settlements: Sequence[Settlement]) -> None:
         """Answer for deliveries of this transport; the copies of all are stored before their originals go.
 
+        What is given back comes again after the next :meth:`receive` with a limit above 0.
+
         :raises BrokerUnavailable: a copy could not be stored. Its original comes back.
         """
         copies: list[tuple[Settlement, Outgoing]] = []
         done: list[Settlement] = []
+        back: list[Settlement] = []
         for settlement in settlements:
             copy = self._copy(settlement)
             if copy is not None:
                 copies.append((settlement, copy))
             else:
-                done.append(settlement)
+                (back if settlement.action is Action.REQUEUE else done).append(settlement)
         # First what needs no copy: it must not wait for a broker that takes nothing in.
-        self._answer(done)
+        self._acknowledge(done)
+        self._give_back([each for each in back if each.delivery.crashes < WORN])
         if copies:
             self._store_then_ack(copies)
+        self._give_back_anew([each for each in back if each.delivery.crashes >= WORN])
 
     def _copy(self, settlement: Settlement) -> Outgoing | None:
         delivery = settlement.delivery
@@ -316,10 +332,29 @@ class RabbitMQTransport:
             return copy
         return Outgoing(copy.exchange, copy.routing_key, wire.slim(copy.properties), copy.body)
 
-    def _answer(self, settlements: Sequence[Settlement]) -> None:
-        self._acknowledge([each for each in settlements if each.action is not Action.REQUEUE])
-        for consumer, tags in _by_consumer(each for each in settlements if each.action is Action.REQUEUE):
+    def _give_back(self, settlements: Sequence[Settlement]) -> None:
+        for consumer, tags in _by_consumer(settlements):
+            consumer.pause()
             consumer.requeue(tags)
+
+    def _give_back_anew(self, settlements: Sequence[Settlement]) -> None:
+        """Give back events which the broker has counted often: as copies, at the end of the queue.
+
+        The count cannot be set back otherwise, and with each stop of a subscriber it comes nearer
+        to the limit, although nobody has tried them.
+        """
+        if not settlements:
+            return
+        for consumer, _ in _by_consumer(settlements):
+            consumer.pause()
+        with suppress(BrokerUnavailable, *PIKA_ERRORS):
+            self._store_then_ack([(each, self._anew(each.delivery)) for each in settlements])
+        # Where copies could not be stored the originals go back; the others are answered.
+        self._give_back(settlements)
+
+    def _anew(self, delivery: Delivery) -> Outgoing:
+        properties = wire.copied(_token(delivery).properties, delivery.routing_key)
+        return Outgoing("", delivery.queue, properties, delivery.body)
 
     def _acknowledge(self, settlements: Sequence[Settlement]) -> None:
         for consumer, tags in _by_consumer(settlements):

@@ -15,6 +15,11 @@ from domain_event_broker.errors import BrokerUnavailable, PublishFailed
 from domain_event_broker.events import HEADER_NOT_BEFORE
 from domain_event_broker.failures import Failure
 from domain_event_broker.ports import Action, DeadLetter, Decision, SiftReport, Subscription
+from domain_event_broker.transports.rabbitmq import transport as transport_module
+from domain_event_broker.transports.rabbitmq import wire
+from domain_event_broker.transports.rabbitmq.publishing import Sender
+from domain_event_broker.transports.rabbitmq.topology import DELIVERY_LIMIT
+from domain_event_broker.transports.rabbitmq.transport import WORN
 from tests.harness.rabbitmq import PrivateRabbitMQ
 from tests.harness.waiting import wait_until
 from tests.integration.rabbitmq.tools import SOON, answer, browse, collect, message, publish
@@ -57,6 +62,19 @@ def test_any_delay_is_served_on_time(connect, handler, queue_type) -> None:
             errors[delays[number]] = time.time() - asked[number] - delays[number]
             answer(transport, [delivery], Action.ACK)
     assert all(-EARLY < error < LATE for error in errors.values()), errors
+
+
+def test_the_last_moment_of_a_wait_does_not_hang_on_a_clock_that_is_set(
+    connect, handler, monkeypatch
+) -> None:
+    wanted = handler()
+    transport = connect()
+    transport.subscribe(wanted)
+    publish(transport, message(f"{wanted.name}.x"))
+    stopped = wire.now_ms()
+    monkeypatch.setattr(wire, "now_ms", lambda: stopped)
+    answer(transport, collect(transport, 1), Action.RETRY, 0.05)
+    assert collect(transport, 1)[0].retries == 1
 
 
 def test_an_early_event_goes_on_waiting_without_being_handed_out(connect, handler, channel) -> None:
@@ -179,6 +197,72 @@ def test_acknowledging_in_any_order_leaves_nothing_behind(connect, handler, orde
     other.subscribe(wanted)
     left = other.receive(20, 0.5)
     assert [each.body for each in left] == ([b"19"] if order == "middle first" else [])
+
+
+# --- giving back ------------------------------------------------------------------------------
+
+
+def test_stopping_again_and_again_dead_letters_nothing_that_nobody_tried(connect, handler) -> None:
+    wanted = handler(prefetch=3)
+    publisher = connect()
+    publisher.declare(wanted)
+    publish(publisher, *(message(f"{wanted.name}.{number}", b"%d" % number) for number in range(3)))
+    crashes: list[int] = []
+    for _ in range(2 * DELIVERY_LIMIT):
+        subscriber = connect()
+        subscriber.subscribe(wanted)
+        deliveries = collect(subscriber, 1)
+        deliveries += subscriber.receive(2, 0.1)
+        crashes.append(deliveries[0].crashes)
+        answer(subscriber, deliveries, Action.REQUEUE)
+        assert subscriber.receive(0, 0.05) == []
+        subscriber.close()
+    assert max(crashes) <= WORN
+    assert crashes[:3] == [0, 1, 2], "each stop counts once"
+    last = connect()
+    last.subscribe(wanted)
+    found: dict[bytes, str] = {}
+    for _ in range(3):
+        (delivery,) = collect(last, 1)
+        found[delivery.body] = delivery.routing_key
+        answer(last, [delivery], Action.ACK)
+    assert found == {b"%d" % number: f"{wanted.name}.{number}" for number in range(3)}
+    assert last.dead_letters(wanted.name).count() == 0
+
+
+def test_what_was_given_back_comes_again_to_who_asks_for_it(connect, handler) -> None:
+    wanted = handler()
+    transport, other = connect(), connect()
+    transport.subscribe(wanted)
+    publish(transport, *(message(f"{wanted.name}.x", b"%d" % number) for number in range(3)))
+    deliveries = collect(transport, 3)
+    answer(transport, deliveries[1:], Action.REQUEUE)
+    wait_until(
+        lambda: transport.receive(0, 0.01) == [] and other.stats([wanted.name])[wanted.name].ready == 2
+    )
+    answer(transport, deliveries[:1], Action.ACK)
+    assert [each.body for each in collect(transport, 2)] == [b"1", b"2"]
+
+
+def test_an_event_that_cannot_be_copied_is_given_back_itself(connect, handler, monkeypatch) -> None:
+    monkeypatch.setattr(transport_module, "WORN", 0)
+    wanted = handler()
+    transport = connect()
+    transport.subscribe(wanted)
+    publish(transport, message(f"{wanted.name}.x", b"kept"))
+    deliveries = collect(transport, 1)
+
+    def lose(*_: object) -> None:
+        raise BrokerUnavailable("the broker takes nothing in")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Sender, "send", lose)
+        answer(transport, deliveries, Action.REQUEUE)
+    (again,) = collect(transport, 1)
+    assert (again.body, again.crashes) == (b"kept", 1)
+    answer(transport, [again], Action.REQUEUE)
+    (copy,) = collect(transport, 1)
+    assert (copy.body, copy.crashes, copy.routing_key) == (b"kept", 0, f"{wanted.name}.x")
 
 
 # --- what other programs write ----------------------------------------------------------------
