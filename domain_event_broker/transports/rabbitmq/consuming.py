@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from heapq import heappop, heappush
@@ -53,6 +54,8 @@ class Consumer:
         self._paused = False
         #: Deliveries without an answer, in the order of their numbers.
         self._open: dict[int, None] = {}
+        #: Those beyond the prefetch; see :meth:`_fetch_ahead`.
+        self._excess: deque[Delivery] = deque()
         self._channel = connection.open_channel()
         self._channel.pika.add_on_cancel_callback(self._on_cancel)
         # Classic queues count no crashes, and one that is auto-delete ends with its consumer.
@@ -93,6 +96,7 @@ class Consumer:
             self._open.pop(tag)
             if tag > last:
                 self._channel.pika.basic_ack(tag)
+        self._hand_out_excess()
 
     def pause(self) -> None:
         """Let nothing come, so that what is given back is not fetched again at once.
@@ -119,6 +123,7 @@ class Consumer:
         for tag in sorted(self._take(tags)):
             self._open.pop(tag)
             self._channel.pika.basic_nack(tag, requeue=True)
+        self._hand_out_excess()
 
     def close(self) -> None:
         """Stop receiving; what has no answer goes back to the queue."""
@@ -142,20 +147,27 @@ class Consumer:
     ) -> None:
         self._open[method.delivery_tag] = None
         delivery = self._delivery(method, properties, body)
-        self._arrived(delivery)
+        self._excess.append(delivery)
+        self._hand_out_excess()
         if self._careful and delivery.crashes < SUSPICIOUS:
             self._fetch_ahead()
 
     def _fetch_ahead(self) -> None:
         """Begin to consume anew, with the prefetch that is wanted: it holds for new consumers only.
 
-        The delivery at hand stays ours (https://www.rabbitmq.com/docs/consumer-prefetch).
+        The delivery at hand stays ours, and does not count for the new one: until it is answered
+        the broker sends one more than is wanted, which is kept back here
+        (https://www.rabbitmq.com/docs/consumer-prefetch).
         """
         self._careful = False
         channel = self._channel.pika
         channel.basic_cancel(_CAREFUL, callback=_nothing)
         channel.basic_qos(prefetch_count=self.subscription.prefetch, callback=_nothing)
         channel.basic_consume(self.subscription.name, self._on_message, consumer_tag=_USUAL)
+
+    def _hand_out_excess(self) -> None:
+        while self._excess and len(self._open) - len(self._excess) < self.subscription.prefetch:
+            self._arrived(self._excess.popleft())
 
     def _on_cancel(self, _frame: object) -> None:
         self._cancelled = True
