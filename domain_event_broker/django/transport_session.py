@@ -13,7 +13,7 @@ from typing import TypeVar
 from django.db import DataError, Error, IntegrityError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from domain_event_broker.django.database import is_locked, is_missing_table, unix_time
+from domain_event_broker.django.database import is_missing_table, is_passing, unix_time
 from domain_event_broker.django.transport_models import TransportQueue
 from domain_event_broker.errors import BrokerUnavailable, ConfigurationError
 
@@ -28,13 +28,6 @@ CLOCK_SECONDS = 60.0
 
 #: Bytes left over for what a failure adds to the headers of a dead letter.
 FAILURE_BYTES = 512 * 1024
-
-#: Serialization failure, deadlock, lock not available
-#: (https://www.postgresql.org/docs/current/errcodes-appendix.html).
-_CONFLICT_STATES = ("40001", "40P01", "55P03")
-#: Lock wait timeout, deadlock
-#: (https://dev.mysql.com/doc/mysql-errors/8.4/en/server-error-reference.html).
-_CONFLICT_NUMBERS = (1205, 1213)
 
 
 class Session:
@@ -84,7 +77,7 @@ class Session:
                 raise
             except Error as error:
                 # In a transaction of the caller there is nothing to try again: it has failed.
-                lost = not is_conflict(error) or self.connection.in_atomic_block
+                lost = not is_passing(error) or self.connection.in_atomic_block
                 if lost or time.monotonic() > end:
                     raise self._failure(error) from error
             time.sleep(random.uniform(0, CONFLICT_PAUSE))  # noqa: S311 - spreads tries, no secret
@@ -152,10 +145,3 @@ class Session:
             self.connection.close()
         detail = " ".join(str(error).split()) or type(error).__name__
         return BrokerUnavailable(f"the broker in database {self.alias!r} cannot be used now: {detail}")
-
-
-def is_conflict(error: BaseException) -> bool:
-    """Tell whether a statement only lost against another one, so that it may be tried again."""
-    state = getattr(error.__cause__, "sqlstate", None) or getattr(error.__cause__, "pgcode", None)
-    number = error.args[0] if error.args else None
-    return state in _CONFLICT_STATES or number in _CONFLICT_NUMBERS or is_locked(error)

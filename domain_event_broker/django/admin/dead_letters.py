@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
-from hashlib import sha256
 from typing import TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -20,7 +19,7 @@ from domain_event_broker.django.admin import display
 from domain_event_broker.errors import ConfigurationError, DomainEventBrokerError
 from domain_event_broker.failures import Failure
 from domain_event_broker.ports import DeadLetter, DeadLetters, Decision, Transport
-from domain_event_broker.replay import event_id_of
+from domain_event_broker.replay import event_id_of, identity_of
 from domain_event_broker.transports import open_transport
 
 #: Letters that a page shows, the oldest.
@@ -128,9 +127,7 @@ def told(problem: str) -> str:
 
 def key_of(letter: DeadLetter) -> str:
     """Return what a form names ``letter`` by."""
-    if letter.event_id:
-        return display.printable(letter.event_id)
-    return f"sha256:{sha256(letter.routing_key.encode() + b' ' + letter.body).hexdigest()}"
+    return display.printable(identity_of(letter))
 
 
 def look(queue: str) -> Page:

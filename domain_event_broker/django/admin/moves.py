@@ -17,9 +17,8 @@ from django.db.models import F, QuerySet
 from django.utils import timezone
 
 from domain_event_broker.django import wakeups
-from domain_event_broker.django.database import unavailable
+from domain_event_broker.django.database import is_passing, unavailable
 from domain_event_broker.django.models import ArchivedEvent, HeldEvent, OutboxEvent, StoredEvent
-from domain_event_broker.django.transport_session import is_conflict
 from domain_event_broker.errors import OutboxUnavailable
 
 #: Rows in one transaction.
@@ -116,7 +115,7 @@ def _unless_in_conflict(alias: str, call: Callable[[], Sequence[Event]]) -> Sequ
             tries += 1
             # In a transaction of somebody else there is nothing to try again: it has failed.
             lost = connections[alias].in_atomic_block or tries >= MAX_TRIES
-            if lost or not is_conflict(error):
+            if lost or not is_passing(error):
                 raise unavailable(alias, error) from error
 
 
