@@ -12,11 +12,23 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, is_dataclass
+from itertools import accumulate
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Generic, Protocol
 
+from domain_event_broker import correlation
 from domain_event_broker.errors import InvalidEvent, MalformedEvent
 from domain_event_broker.routing import check_routing_key
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    Data = TypeVar("Data", default=Any)
+else:
+    from typing import TypeVar
+
+    Data = TypeVar("Data")
 
 #: Header values that every transport can carry.
 Headers = Mapping[str, "str | int"]
@@ -29,22 +41,44 @@ HEADER_ROUTING_KEY = "event-routing-key"
 HEADER_NOT_BEFORE = "event-not-before"
 #: How often the event was put back from the dead letters.
 HEADER_REPLAYS = "event-replays"
+#: The story an event is part of; absent: the event began it, and its own identity is that of the
+#: story. AMQP has a property for it.
+HEADER_CORRELATION_ID = "event-correlation-id"
+#: Identity of the event whose handler published this one.
+HEADER_CAUSATION_ID = "event-causation-id"
+#: Version of the class of a typed event.
+HEADER_SCHEMA_VERSION = "event-schema-version"
+
+_ERROR_HEADERS = "event-error-"
+#: What is written on the envelope on the way to one handler, and means nothing on another way.
+_IN_TRANSIT = frozenset({HEADER_ATTEMPT, HEADER_ROUTING_KEY, HEADER_NOT_BEFORE, HEADER_REPLAYS})
+_NO_HEADERS: Headers = MappingProxyType({})
+#: Name of the codec that the body was sealed with; absent: the body is plain.
+HEADER_CODEC = "event-codec"
 
 #: Largest body that is published unless the setting ``MAX_PAYLOAD_BYTES`` says otherwise: the
 #: limit of RabbitMQ 4, which closes the channel on anything larger
 #: (https://www.rabbitmq.com/docs/configure, ``max_message_size``).
 MAX_PAYLOAD_BYTES = 16 * 1024 * 1024
 
+#: Deepest nesting of arrays and objects in a body, the body itself included, unless the setting
+#: ``MAX_JSON_DEPTH`` says otherwise: far below what Python's parser bears before it gives up.
+MAX_JSON_DEPTH = 200
+
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
+
 _WIRE_FIELDS = ("routing_key", "data", "domain_object_id", "uuid_string", "timestamp")
 _REQUIRED_FIELDS = ("routing_key", "data", "uuid_string")
 _NO_DATA: dict[str, Any] = {}
 
 
-class DomainEvent:
+class DomainEvent(Generic[Data]):
     """Something that happened in a domain, and that others may want to know.
 
     :param routing_key: of the form ``<DOMAIN>.<EVENT_TYPE>``, such as ``"user.registered"``.
-    :param data: what happened, JSON serialisable; a dict by convention.
+    :param data: what happened, JSON serialisable; a dict by convention. Dataclasses are sent as
+        the dicts of their fields.
     :param domain_object_id: identifies the object it happened to. Events with the same one
         leave the outbox in the order in which they were published.
     :param uuid_string: identity of the event; a new UUID (version 7, RFC 9562) if ``None``.
@@ -60,7 +94,7 @@ class DomainEvent:
     def __init__(
         self,
         routing_key: str = "",
-        data: dict[str, Any] = _NO_DATA,
+        data: Any = _NO_DATA,
         domain_object_id: str | None = None,
         uuid_string: str | None = None,
         timestamp: float | None = None,
@@ -74,6 +108,20 @@ class DomainEvent:
         self.timestamp = timestamp if timestamp is not None else time.time()
         self.retries = retries
         self.extra = extra
+        #: What is written on the envelope, beside the body.
+        self.headers: Mapping[str, Any] = _NO_HEADERS
+
+    @property
+    def correlation_id(self) -> str:
+        """Identity of the story that the event is part of; its own, where it began one."""
+        found = self.headers.get(HEADER_CORRELATION_ID)
+        return str(found) if correlation.is_usable(found) else self.uuid_string
+
+    @property
+    def causation_id(self) -> str | None:
+        """Identity of the event that this one is the consequence of: it was published by its handler."""
+        found = self.headers.get(HEADER_CAUSATION_ID)
+        return str(found) if correlation.is_usable(found) else None
 
     @property
     def domain(self) -> str:
@@ -97,7 +145,7 @@ class DomainEvent:
         """
         fields = {**self.extra, **self.event_data}
         try:
-            return json.dumps(fields, separators=(",", ":"), allow_nan=False)
+            return json.dumps(fields, separators=(",", ":"), allow_nan=False, default=_fields_of)
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidEvent(
                 f"event {self.routing_key!r} is not JSON serialisable: {_json_problem(fields, error)}"
@@ -119,10 +167,20 @@ class DomainEvent:
         return cls(**fields)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, DomainEvent) and vars(self) == vars(other)
+        return isinstance(other, DomainEvent) and _content(self) == _content(other)
 
     def __repr__(self) -> str:
         return f"DomainEvent({self.routing_key!r}, {self.data!r}, uuid_string={self.uuid_string!r})"
+
+
+class TypedEvent(Protocol):
+    """What knows how to become an event: see :class:`domain_event_broker.typed.EventModel`."""
+
+    def to_event(self) -> DomainEvent:
+        """Return the event that is published for this.
+
+        :raises InvalidEvent: it cannot be published as it is.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +199,15 @@ class Message:
     headers: Headers = field(default_factory=dict)
 
 
-def encode(event: DomainEvent, max_bytes: int = MAX_PAYLOAD_BYTES) -> Message:
+def encode(
+    event: DomainEvent, max_bytes: int = MAX_PAYLOAD_BYTES, max_depth: int = MAX_JSON_DEPTH
+) -> Message:
     """Check an event and put it into the message it is sent in.
 
     :param max_bytes: largest body allowed, in bytes.
-    :raises InvalidEvent: routing key, data, identity or size cannot be sent. Nothing has been
-        stored yet when this is raised.
+    :param max_depth: deepest nesting of arrays and objects allowed, the body itself included.
+    :raises InvalidEvent: routing key, data, identity, size or depth cannot be sent. Nothing has
+        been stored yet when this is raised.
     """
     check_routing_key(event.routing_key)
     _check_identity(event)
@@ -156,17 +217,35 @@ def encode(event: DomainEvent, max_bytes: int = MAX_PAYLOAD_BYTES) -> Message:
             f"event {event.routing_key!r} is {len(body)} bytes long; at most {max_bytes} are allowed "
             "(setting MAX_PAYLOAD_BYTES). Publish a reference to large content, not the content itself."
         )
-    return Message(
-        event.routing_key, body, event.uuid_string, event.domain_object_id or None, event.timestamp
-    )
+    if is_too_deep(body, max_depth):
+        raise InvalidEvent(
+            f"event {event.routing_key!r} is nested too deeply: at most {max_depth} levels are allowed "
+            "(setting MAX_JSON_DEPTH)"
+        )
+    event.headers = headers = _headers_to_send(event)
+    key = event.domain_object_id or None
+    return Message(event.routing_key, body, event.uuid_string, key, event.timestamp, headers)
 
 
-def decode(body: bytes, event_id: str = "", retries: int = 0) -> DomainEvent:
+def decode(
+    body: bytes,
+    event_id: str = "",
+    retries: int = 0,
+    max_depth: int = MAX_JSON_DEPTH,
+    headers: Mapping[str, Any] = _NO_HEADERS,
+) -> DomainEvent:
     """Read a delivered body, more strictly than :meth:`DomainEvent.from_json`.
 
     :param event_id: identity on the envelope, used where the body has none.
-    :raises MalformedEvent: it is not an event, or lacks a field no handler can do without.
+    :param headers: what else is on the envelope.
+    :param max_depth: deepest nesting of arrays and objects allowed, the body itself included.
+    :raises MalformedEvent: it is not an event, is nested too deeply, or lacks a field no handler
+        can do without.
     """
+    if is_too_deep(body, max_depth):
+        raise MalformedEvent(
+            f"the body is nested too deeply: at most {max_depth} levels are allowed (setting MAX_JSON_DEPTH)"
+        )
     fields = _read_object(body)
     if fields.get("uuid_string") in (None, ""):
         # Without one that stays, each delivery would be another event for the inbox.
@@ -177,7 +256,24 @@ def decode(body: bytes, event_id: str = "", retries: int = 0) -> DomainEvent:
     _check_types(fields)
     fields.pop("self", None)
     fields["retries"] = retries
-    return DomainEvent(**fields)
+    event: DomainEvent = DomainEvent(**fields)
+    event.headers = headers
+    return event
+
+
+def is_too_deep(body: bytes, limit: int) -> bool:
+    """Tell whether arrays and objects in ``body`` are nested more than ``limit`` deep.
+
+    It takes one pass, and next to nothing for a body with no more than ``limit`` brackets; what a
+    parser does with nesting takes the stack of its thread. The body need not be valid JSON.
+    """
+    if body.count(b"[") + body.count(b"{") <= limit:
+        return False
+    # Without escapes a quotation mark always begins or ends a string.
+    unescaped = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    outside_strings = b"".join(unescaped.split(b'"')[::2])
+    brackets = outside_strings.translate(None, _NOT_BRACKETS)
+    return max(accumulate(map(_STEPS.__getitem__, brackets)), default=0) > limit
 
 
 def new_event_id() -> str:
@@ -213,6 +309,39 @@ def _check_identity(event: DomainEvent) -> None:
         raise InvalidEvent(
             f"event {event.routing_key!r}: timestamp={timestamp!r} is not Unix time in seconds"
         )
+
+
+def _headers_to_send(event: DomainEvent) -> Headers:
+    """Return the headers of an event with the identities of what surrounds its publisher.
+
+    An event that was received and is published again keeps what belongs to itself. One that
+    begins a story needs no header to say so, and costs nothing.
+    """
+    around = correlation.current()
+    if not event.headers and around is correlation.NOTHING:
+        return _NO_HEADERS
+    headers: dict[str, str | int] = {
+        name: value
+        for name, value in event.headers.items()
+        if isinstance(value, (str, int)) and name not in _IN_TRANSIT and not name.startswith(_ERROR_HEADERS)
+    }
+    if around.correlation_id and around.correlation_id != event.uuid_string:
+        headers.setdefault(HEADER_CORRELATION_ID, around.correlation_id)
+    if around.causation_id and around.causation_id != event.uuid_string:
+        headers.setdefault(HEADER_CAUSATION_ID, around.causation_id)
+    return headers
+
+
+def _content(event: DomainEvent) -> dict[str, Any]:
+    """Return what makes an event equal to another: what it says, not what its envelope says."""
+    return {name: value for name, value in vars(event).items() if name != "headers"}
+
+
+def _fields_of(value: Any) -> dict[str, Any]:
+    """Return what JSON can hold of a value that it cannot hold itself."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    raise TypeError(f"{type(value).__name__} is not JSON serialisable")
 
 
 def _is_storable(text: str) -> bool:
@@ -257,6 +386,8 @@ def _json_problem(fields: Mapping[str, Any], error: Exception) -> str:
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     """Yield the places that JSON cannot hold, as ``data['items'][0]``."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
     if isinstance(value, dict):
         for key, item in value.items():
             place = f"{path}[{key!r}]" if path else str(key)

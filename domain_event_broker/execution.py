@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
+from domain_event_broker import correlation
 from domain_event_broker.errors import InboxUnavailable, MalformedEvent, Reject, Retry
 from domain_event_broker.events import DomainEvent, decode
 from domain_event_broker.failures import Failure
@@ -39,10 +40,11 @@ def execute(delivery: Delivery, handler: Handler, policy: RetryPolicy, inbox: In
         failure = Failure("crashed", message=f"{delivery.crashes} deliveries ended with their process")
         return _logged(Settlement(delivery, Action.DEAD, failure=failure), handler, started)
     try:
-        event = decode(delivery.body, delivery.event_id, delivery.retries)
+        event = decode(delivery.body, delivery.event_id, delivery.retries, headers=delivery.headers)
     except MalformedEvent as error:
         failure = Failure.of(error, "malformed", attempts)
         return _logged(Settlement(delivery, Action.DEAD, failure=failure), handler, started)
+    token = correlation.enter(event.correlation_id, event.uuid_string)
     try:
         fresh = inbox.run(handler, event)
     except InboxUnavailable:
@@ -50,6 +52,8 @@ def execute(delivery: Delivery, handler: Handler, policy: RetryPolicy, inbox: In
     except BaseException as error:
         # Also SystemExit and KeyboardInterrupt: in a thread they would end it unseen.
         return _logged(_failed(delivery, policy, error), handler, started)
+    finally:
+        correlation.leave(token)
     return _logged(Settlement(delivery, Action.ACK), handler, started, duplicate=not fresh)
 
 
