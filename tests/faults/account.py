@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -34,6 +34,9 @@ class BrokerView(Protocol):
     def queued(self, handler: str) -> list[str]:
         """Return the ids of events in queue and delays of a handler, in their order."""
 
+    def take(self, handler: str) -> list[str]:
+        """Take out what is in the queue; return the ids, in their order."""
+
     def letters(self, handler: str) -> list[tuple[str, str]]:
         """Return id and reason of each dead letter."""
 
@@ -56,8 +59,25 @@ class RabbitMQView:
     def queued(self, handler: str) -> list[str]:
         """Return the ids of events in queue and delays of a handler, in their order."""
         names = [handler, *(delay_name(handler, step) for step in LADDER_MS)]
-        with closing(pika.BlockingConnection(pika.URLParameters(self._url))) as connection:
+        with closing(self._connection()) as connection:
             return [event_id for name in names for event_id in _read(connection, name)]
+
+    def take(self, handler: str) -> list[str]:
+        """Take out what is in the queue; return the ids, in their order.
+
+        Those that come again because the connection ended are there twice.
+        """
+        found: list[str] = []
+        with suppress(pika.exceptions.AMQPError), closing(self._connection()) as connection:
+            channel = connection.channel()
+            count = channel.queue_declare(handler, passive=True).method.message_count
+            for _ in range(count):
+                method, properties, _ = channel.basic_get(handler)
+                if method is None:
+                    break
+                found.append(properties.message_id)
+                channel.basic_ack(method.delivery_tag)
+        return found
 
     def letters(self, handler: str) -> list[tuple[str, str]]:
         """Return id and reason of each dead letter."""
@@ -74,10 +94,13 @@ class RabbitMQView:
 
     def empty(self, handlers: Iterable[str]) -> None:
         """Delete what is in the queues; queues that do not exist are empty."""
-        with closing(pika.BlockingConnection(pika.URLParameters(self._url))) as connection:
+        with closing(self._connection()) as connection:
             for name in handlers:
                 for each in (name, letters_name(name), *(delay_name(name, step) for step in LADDER_MS)):
                     _purge(connection, each)
+
+    def _connection(self) -> pika.BlockingConnection:
+        return pika.BlockingConnection(pika.URLParameters(self._url))
 
     def _transport(self) -> Any:
         settings = parse(self._url)
@@ -102,6 +125,10 @@ class DatabaseView:
     def queued(self, handler: str) -> list[str]:
         """Return the ids of events in queue and delays of a handler, in their order."""
         return [event_id for (event_id,) in self._sql(_of_queue("event_id", "delivery", handler))]
+
+    def take(self, handler: str) -> list[str]:
+        """Nothing is taken: a table may grow."""
+        return []
 
     def letters(self, handler: str) -> list[tuple[str, str]]:
         """Return id and reason of each dead letter."""
@@ -174,14 +201,19 @@ class Account:
     sent_again: int = 0
 
     @classmethod
-    def draw(cls, sql: Query, broker: BrokerView, handlers: Sequence[str]) -> Account:
-        """Ask tables and queues."""
+    def draw(
+        cls, sql: Query, broker: BrokerView, handlers: Sequence[str], spied: Sequence[str] = ()
+    ) -> Account:
+        """Ask tables and queues.
+
+        :param spied: what was taken out of the queue of the spy before.
+        """
         deeds = {event_id: (key, number) for event_id, key, number in sql(_DEEDS)}
         outbox = {event_id for (event_id,) in sql("SELECT event_id FROM domain_event_broker_outbox")}
         held = dict(sql("SELECT event_id, state FROM domain_event_broker_held"))
         parked = {event_id for event_id, state in held.items() if state == "parked"}
         waiting = outbox | (set(held) - parked)
-        spied = broker.queued("spy")
+        spied = [*spied, *broker.queued("spy")]
         account = cls(set(deeds), waiting, parked, {}, _disorder(spied, deeds), len(spied) - len(set(spied)))
         for name in handlers:
             account.handlers[name] = account._of_handler(name, sql, broker)
@@ -209,20 +241,6 @@ class Account:
                 if events:
                     found.append(f"{name}: {len(events)} {what}: {sorted(events)[:5]}")
         return found
-
-    def table(self) -> str:
-        """The account as lines for people."""
-        lines = [f"{'handler':8} {'published':>9} = {'handled':>7} + waiting + parked + dead-lettered; lost"]
-        for name, mine in self.handlers.items():
-            dead = set(mine.dead) - mine.handled
-            waiting = (mine.queued | self.outbox) - mine.handled - dead
-            lines.append(
-                f"{name:8} {len(self.published):9} = {len(mine.handled):7} + {len(waiting):7} + "
-                f"{len(self.parked):6} + {len(dead):13}; {len(mine.lost)}; both handled and dead: "
-                f"{len(mine.both)}"
-            )
-            lines.append(f"         reasons of letters: {dict(Counter(mine.dead.values()))}")
-        return "\n".join(lines)
 
 
 _DEEDS = "SELECT event_id, key, number FROM faults_deed"

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -19,13 +19,16 @@ from tests.faults.account import Account, BrokerView, DatabaseView, RabbitMQView
 from tests.faults.proxy import Proxy
 from tests.harness.postgres import PrivatePostgreSQL
 from tests.harness.rabbitmq import PrivateRabbitMQ
-from tests.harness.waiting import wait_until
+from tests.harness.waiting import TimedOut, wait_until
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DATABASE = "faults"
 #: Handlers that run; ``spy`` never does.
 HANDLERS = ("steady", "moody", "lethal", "slow")
 ALL_HANDLERS = (*HANDLERS, "spy")
+#: Lets publishers make no event that kills the process of ``moody``: a test of something else would wait
+#: for it in vain.
+SPARING = {"FAULTS_SPARE": "deadly"}
 #: Tables that an empty stage has empty.
 TABLES = (
     "faults_counter, faults_deed, faults_effect, domain_event_broker_outbox, domain_event_broker_held, "
@@ -73,6 +76,14 @@ class Program:
     def send(self, number: signal.Signals) -> None:
         """Send a signal."""
         self._process.send_signal(number)
+
+    def show_stacks(self) -> None:
+        """Let it print where each of its threads is, if it runs."""
+        if self.exit_code is None and self.is_ready:
+            size = len(self.output())
+            self.send(signal.SIGUSR1)
+            with suppress(TimedOut):
+                wait_until(lambda: len(self.output()) > size, 2)
 
     def kill(self) -> None:
         """SIGKILL, and wait for the end."""
@@ -189,15 +200,17 @@ class Stage:
     ) -> None:
         """Publish so many events, and wait until they are committed.
 
+        Unless they are asked for by name, none is deadly to a subscriber of ``moody``.
+
         :param seconds: what the handler ``slow`` takes for each.
         """
         command = ("publish-some", str(count), routing_key, *event_ids)
-        publishing = self.run(*command, direct=True, FAULTS_SECONDS=str(seconds))
+        publishing = self.run(*command, direct=True, FAULTS_SECONDS=str(seconds), **SPARING)
         assert publishing.wait() == 0, publishing.output()
 
     def publisher(self, pause: float = 0.01) -> Program:
-        """Start a program that publishes until it is killed."""
-        return self.run("publish", str(self.directory / "published"), "1", str(pause))
+        """Start a program that publishes until it is killed; none of its events is deadly."""
+        return self.run("publish", str(self.directory / "published"), "1", str(pause), **SPARING)
 
     def _addresses(self, direct: bool) -> dict[str, str]:
         database = self.postgres.port if direct else self.database_proxy.port
@@ -229,9 +242,12 @@ class Stage:
             return RabbitMQView(self.rabbitmq.url())
         return DatabaseView(self.sql)
 
-    def account(self, handlers: Sequence[str] = ("steady", "moody")) -> Account:
-        """Where each event is, for each of the handlers."""
-        return Account.draw(self.sql, self.broker, handlers)
+    def account(self, handlers: Sequence[str] = ("steady", "moody"), spied: Sequence[str] = ()) -> Account:
+        """Where each event is, for each of the handlers.
+
+        :param spied: what was taken out of the queue of the spy before.
+        """
+        return Account.draw(self.sql, self.broker, handlers, spied)
 
     def effects(self, handler: str) -> int:
         """How many effects a handler had."""
@@ -266,7 +282,9 @@ class Stage:
 
     def traces(self) -> str:
         """The last lines of the logs of all programs, for the message of a failure."""
-        return "\n".join(f"--- {each}\n{each.output()[-1500:]}" for each in self.programs)
+        for program in self.programs:
+            program.show_stacks()
+        return "\n".join(f"--- {each}\n{each.output()[-4000:]}" for each in self.programs)
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from contextlib import suppress
 
 #: Bytes read at once.
 CHUNK = 65536
+#: Requests of more bytes than these can be torn.
+TORN_BYTES = 200
 
 
 class _Pair:
@@ -44,6 +46,7 @@ class Proxy:
         self._silent = threading.Event()
         self._closing = threading.Event()
         self._fatal: bytes | None = None
+        self._tearing = False
         self.answers_lost = 0
         self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
         self._thread.start()
@@ -71,6 +74,10 @@ class Proxy:
     def lose_answer_to(self, words: bytes) -> None:
         """Let the next request that holds ``words`` reach the server, and its answer nobody."""
         self._fatal = words
+
+    def tear(self) -> None:
+        """Let half of the next larger request through, and reset its connection."""
+        self._tearing = True
 
     def close(self) -> None:
         """End the thread and all connections."""
@@ -115,6 +122,10 @@ class Proxy:
                 self._drop(pair)
             elif pair.doomed and end is pair.server:
                 self.answers_lost += 1
+                self._drop(pair)
+            elif self._tearing and end is pair.client and len(data) > TORN_BYTES:
+                self._tearing = False
+                pair.server.sendall(data[: len(data) // 2])
                 self._drop(pair)
             else:
                 pair.other(end).sendall(data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import psycopg
 
 from tests.faults.apparatus import DATABASE, Stage, healing
-from tests.faults.torture import set_read_only
+from tests.faults.random_faults import set_read_only
 from tests.harness.waiting import wait_until
 
 

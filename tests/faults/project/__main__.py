@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ def main(arguments: list[str]) -> None:
     """Run a command of Django, or ``publish FILE SEED PAUSE``, or ``publish-some COUNT KEY [ID ...]``."""
     # Tests that are killed leave nobody behind.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    faulthandler.register(signal.SIGUSR1)  # tells where each thread is, for a test that failed
     os.environ["DJANGO_SETTINGS_MODULE"] = "tests.faults.project.settings"
     if arguments[0] not in ("publish", "publish-some"):
         execute_from_command_line(["manage.py", *arguments])
