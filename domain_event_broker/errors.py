@@ -8,6 +8,9 @@
     │   └── UnsupportedOption     the transport cannot do what was asked of it
     ├── InvalidEvent              this event cannot be published (also a ValueError)
     ├── MalformedEvent            a received body is not an event (also a ValueError)
+    │   ├── InvalidEventData      its data is not what the class of the event says
+    │   └── NewerSchemaVersion    it was written by a newer version of the class
+    │   └── BodyNotOpened         it is sealed and cannot be opened, or is not and should be
     ├── PublishFailed             the broker answered, and did not store the event
     ├── BrokerUnavailable         the broker could not be reached, or went away
     │   └── AccessRefused         it answered: wrong credentials, vhost or permission
@@ -48,7 +51,28 @@ class InvalidEvent(DomainEventBrokerError, ValueError):
 
 
 class MalformedEvent(DomainEventBrokerError, ValueError):
-    """A received body is not a domain event. Subscribers dead-letter such a delivery."""
+    """A received body is not a domain event. Subscribers dead-letter such a delivery.
+
+    :cvar reason: the word that its failure has among the dead letters.
+    """
+
+    reason = "malformed"
+
+
+class InvalidEventData(MalformedEvent):
+    """The data of a received event is not what its class says; the message names the fields."""
+
+    reason = "invalid-data"
+
+
+class NewerSchemaVersion(MalformedEvent):
+    """A received event was written by a newer version of its class than this program knows."""
+
+    reason = "newer-version"
+
+
+class BodyNotOpened(MalformedEvent):
+    """A received body is sealed and cannot be opened here, or is not sealed and should be."""
 
 
 class PublishFailed(DomainEventBrokerError):
@@ -80,7 +104,7 @@ class OutboxUnavailable(DomainEventBrokerError):
 
 
 class OutboxNotMigrated(OutboxUnavailable):
-    """The tables of the outbox do not exist: ``manage.py migrate`` has not been run."""
+    """Tables or columns of the outbox do not exist: ``manage.py migrate`` has not been run."""
 
 
 class InboxUnavailable(DomainEventBrokerError):

@@ -2,7 +2,8 @@
 
 A row leaves the outbox after the broker has confirmed that it holds the event. Killed at
 any moment, a relay leaves rows that are sent again by the next one: duplicates of at most
-one batch, never a loss. No transaction is open while the broker is talked to.
+one batch, never a loss. No transaction is open while the broker is talked to. A database that
+goes away before it is told of a batch is told when it is back: that costs no duplicates.
 """
 
 from __future__ import annotations
@@ -96,6 +97,8 @@ class Relay:
         self._transport: Transport | None = None
         self._lease: Lease | None = None
         self._renew_at = 0.0
+        # Answers of the broker that the outbox could not be told yet.
+        self._owed: _Results | None = None
         self._unroutable_keys: set[str] = set()
         self._stopping = StopFlag()
         self._outage = Outage(logger, AWAY_SECONDS)
@@ -121,6 +124,9 @@ class Relay:
                 except (BrokerUnavailable, OutboxUnavailable) as error:
                     if isinstance(error, OutboxNotMigrated) and self._lease is None:
                         raise
+                    if isinstance(error, OutboxUnavailable):
+                        # It may come back as another server, which knows an older state of the leases.
+                        self._renew_at = 0.0
                     self._away(error)
         finally:
             self._close()
@@ -157,6 +163,7 @@ class Relay:
     def _turn(self) -> int:
         """Move one batch; return how many events the broker answered for."""
         lease = self._current_lease()
+        self._settle_owed(lease)
         rows = self._outbox.fetch(lease, self._options.batch_size) if lease.epochs else []
         if not rows:
             return 0
@@ -187,8 +194,21 @@ class Relay:
                 )
         finally:
             if results.sent or results.held:
+                # What was sent stays so if the database fails now; what was refused is tried again.
+                self._owed = _Results(results.sent)
                 self._outbox.settle(lease, results.sent, results.held)
+                self._owed = None
                 self._count(results)
+
+    def _settle_owed(self, lease: Lease) -> None:
+        """Tell the outbox first what it could not be told before, rather than send it all again.
+
+        It may know it: when the answer to its COMMIT was lost, or another relay sent the rows too.
+        """
+        if self._owed is not None:
+            self._outbox.settle(lease, self._owed.sent, [])
+            self._count(self._owed)
+            self._owed = None
 
     def _publish(self, rows: Sequence[OutboxRow], results: _Results) -> None:
         if not rows:

@@ -22,10 +22,11 @@ _UNIX_TIME = {
     "sqlite": "SELECT (julianday('now') - 2440587.5) * 86400.0",
 }
 
-#: "The table does not exist": SQLSTATE of PostgreSQL, number of MySQL, words of SQLite.
-_UNDEFINED_TABLE = "42P01"
-_NO_SUCH_TABLE = 1146
-_NO_SUCH_TABLE_WORDS = "no such table"
+#: "The table does not exist", "the column does not exist": SQLSTATEs of PostgreSQL, numbers of
+#: MySQL, words of SQLite.
+_MISSING_STATES = ("42P01", "42703")
+_MISSING_NUMBERS = (1146, 1054)
+_MISSING_WORDS = re.compile("no such table|no such column|has no column named")
 
 #: Deadlock, serialization failure, lock timeout.
 _PASSING_STATES = ("40P01", "40001", "55P03")
@@ -65,11 +66,12 @@ def to_text(foreign: str) -> str:
 
 
 def is_missing_table(error: BaseException) -> bool:
-    """Tell whether a statement failed because its table does not exist."""
+    """Tell whether a statement of ours failed because its table, or a column of it, does not exist."""
     cause = error.__cause__
     state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
     first = error.args[0] if error.args else None
-    return state == _UNDEFINED_TABLE or first == _NO_SUCH_TABLE or _NO_SUCH_TABLE_WORDS in str(error)
+    missing = state in _MISSING_STATES or first in _MISSING_NUMBERS
+    return missing or _MISSING_WORDS.search(str(error)) is not None
 
 
 def is_locked(error: BaseException) -> bool:
@@ -89,10 +91,10 @@ def is_passing(error: BaseException) -> bool:
 
 
 def not_migrated(alias: str) -> OutboxNotMigrated:
-    """Return the error for an outbox whose tables do not exist."""
+    """Return the error for an outbox whose tables do not exist, or are those of an older release."""
     return OutboxNotMigrated(
-        f"database {alias!r} has no outbox tables: run 'manage.py migrate --database {alias}' "
-        "(with 'domain_event_broker' in INSTALLED_APPS)"
+        f"database {alias!r} lacks tables or columns of the outbox: run "
+        f"'manage.py migrate --database {alias}' (with 'domain_event_broker' in INSTALLED_APPS)"
     )
 
 

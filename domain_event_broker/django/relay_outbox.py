@@ -75,6 +75,7 @@ _Found: TypeAlias = tuple[Any, ...]
 P = ParamSpec("P")
 R = TypeVar("R")
 Self = TypeVar("Self", bound="DjangoRelayOutbox")
+Answer = TypeVar("Answer", Sent, Held)
 
 
 def _guarded(
@@ -122,6 +123,8 @@ class DjangoRelayOutbox:
         self._promote_at = 0.0
         # The clock of the database, as the reading of time.monotonic() that it is ahead of ours.
         self._clock_offset: float | None = None
+        # Whether rows at hand were read over another connection, so perhaps from another server.
+        self._is_reconnected = False
 
     @property
     def relay(self) -> str:
@@ -165,6 +168,7 @@ class DjangoRelayOutbox:
         rows = self._with_bodies(kept)
         self._bound.fetched([row_id for row_id, *_ in kept], len(found) == limit or len(kept) < len(found))
         self._look_at_transactions()
+        self._is_reconnected = False
         if rows:
             self._waiter.stay_awake()
         return rows
@@ -172,6 +176,8 @@ class DjangoRelayOutbox:
     @_guarded
     def settle(self, lease: Lease, sent: Sequence[Sent], held: Sequence[Held]) -> None:
         """Take sent rows out of the outbox (into the archive), and set refused ones aside."""
+        if self._is_reconnected:
+            sent, held = self._still_there(sent), self._still_there(held)
         with transaction.atomic(using=self.alias), self._connection.cursor() as cursor:
             for unroutable in (False, True):
                 self._take_out(
@@ -234,9 +240,23 @@ class DjangoRelayOutbox:
         return connections[self.alias]
 
     def _recover(self) -> None:
-        """Close the connection, unless it is in the middle of somebody's transaction."""
+        """Close the connection, unless it is in the middle of somebody's transaction.
+
+        The next one may lead to another server, one that took over and lacks the last rows: ids
+        below the bound of the scans are given once more there.
+        """
         if not self._connection.in_atomic_block:
             self._connection.close()
+            self._bound.reset()
+            self._is_reconnected = True
+
+    def _still_there(self, answers: Sequence[Answer]) -> list[Answer]:
+        """Return the answers for rows that are the events they were, and not others with their ids."""
+        ids = numbers(each.row.id for each in answers)
+        with self._connection.cursor() as cursor:
+            cursor.execute(f"SELECT id, event_id FROM {OUTBOX} WHERE id IN ({ids})")
+            present = dict(cursor.fetchall())
+        return [each for each in answers if present.get(each.row.id) == each.row.message.event_id]
 
     def _now(self, seconds: float = 0.0) -> Any:
         """The time by the clock of the database, or that in so many seconds, as a parameter."""

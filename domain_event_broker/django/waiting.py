@@ -12,6 +12,7 @@ from typing import Any
 from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from domain_event_broker.django import wakeups
 from domain_event_broker.django.wakeups import CHANNEL
 
 logger = logging.getLogger("domain_event_broker.relay")
@@ -26,6 +27,9 @@ PING_SECONDS = 10.0
 
 #: Seconds between two tries to listen again after the connection was lost: first and longest.
 RECONNECT_SECONDS = (1.0, 30.0)
+
+#: Seconds in which a notification of our own must be heard where a pooler is in between.
+PROOF_SECONDS = 5.0
 
 #: How libpq finds out by itself that the other side is gone
 #: (https://www.postgresql.org/docs/current/libpq-connect.html).
@@ -86,11 +90,16 @@ class Listener:
         self._wrapper: Any = _copy(connections[alias])
         try:
             with self._wrapper.cursor() as cursor:
+                cursor.execute("SELECT pg_backend_pid()")
+                server_process = cursor.fetchone()[0]
                 cursor.execute(f"LISTEN {CHANNEL}")
         except Error:
             self._wrapper.close()
             raise
         self._libpq: Any = self._wrapper.connection.pgconn
+        #: Whether somebody answers for the server, such as PgBouncer: the number that we were told
+        #: at the start is one of its own, and several clients may share a session.
+        self.is_pooled = self._libpq.backend_pid != server_process
         self._libpq.nonblocking = 1
         self._asked = False
         self._ping_at = time.monotonic() + PING_SECONDS
@@ -152,6 +161,8 @@ class Waiter:
         self._listen = listen and _can_listen(connections[alias])
         self._alarm: Alarm | None = Alarm()
         self._listener: Listener | None = None
+        # Until when something must be heard, if it is not known whether anything can be.
+        self._proof_until: float | None = None
         self._connect_at = 0.0
         self._connect_pause = RECONNECT_SECONDS[0]
         self._interval = SHORTEST_POLL
@@ -202,11 +213,17 @@ class Waiter:
             return False
         try:
             self._listener.ping()
-            return self._listener.read()
+            heard = self._listener.read()
         except OSError as error:
-            logger.warning("no longer listening for wake-ups in database %r: %s", self._alias, error)
+            # A database that is away is told of by whoever needs it.
+            logger.debug("no longer listening for wake-ups in database %r: %s", self._alias, error)
             self._drop_listener()
             return True
+        if heard:
+            self._proof_until = None
+        elif self._proof_until is not None and time.monotonic() >= self._proof_until:
+            self._give_up()
+        return heard
 
     def _connect(self) -> bool:
         """Listen if we do not; tell whether we do only since now."""
@@ -215,18 +232,46 @@ class Waiter:
         self._connect_at = time.monotonic() + self._connect_pause
         try:
             self._listener = Listener(self._alias)
+            self._proof_until = self._ask_for_proof() if self._listener.is_pooled else None
         except Error as error:
+            first = self._connect_pause == RECONNECT_SECONDS[0]
             self._connect_pause = min(self._connect_pause * 2, RECONNECT_SECONDS[1])
-            logger.warning(
+            logger.log(
+                logging.WARNING if first else logging.DEBUG,
                 "cannot listen for wake-ups in database %r, polling: %s",
                 self._alias,
                 " ".join(str(error).split()),
             )
+            self._drop_listener()
             return False
         self._connect_pause = RECONNECT_SECONDS[0]
         return True
 
+    def _ask_for_proof(self) -> float | None:
+        """Notify over the other connection; return until when the listener must have heard it.
+
+        A pooler that shares sessions accepts ``LISTEN``, for whichever session it lends at the
+        moment, and what that hears later reaches nobody
+        (https://www.pgbouncer.org/features.html, "SQL feature map for pooling modes").
+        """
+        if connections[self._alias].in_atomic_block:
+            return None  # nobody hears of it before the end of that transaction
+        wakeups.notify(self._alias)
+        return time.monotonic() + PROOF_SECONDS
+
+    def _give_up(self) -> None:
+        logger.warning(
+            "notifications of database %r do not arrive, so this relay polls from now on: a pooler that "
+            "shares sessions, such as PgBouncer in transaction mode, is in between. Set "
+            "DOMAIN_EVENT_BROKER['OUTBOX']['LISTEN'] = False, or give relays a database alias that goes "
+            "around it",
+            self._alias,
+        )
+        self._listen = False
+        self._drop_listener()
+
     def _drop_listener(self) -> None:
+        self._proof_until = None
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.close()

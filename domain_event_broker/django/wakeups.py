@@ -56,7 +56,7 @@ def announce(alias: str) -> None:
     for sleeper in sleepers:
         sleeper.wake()
     if connections[alias].vendor == "postgresql" and _is_time(alias):
-        _notify(alias)
+        notify(alias)
 
 
 def _is_time(alias: str) -> bool:
@@ -67,7 +67,10 @@ def _is_time(alias: str) -> bool:
     return True
 
 
-def _notify(alias: str) -> None:
-    """Notify in a statement of its own, which need not wait for the disk: it stores nothing."""
+def notify(alias: str) -> None:
+    """Wake the relays that listen in PostgreSQL.
+
+    In a statement of its own, which need not wait for the disk: it stores nothing.
+    """
     with connections[alias].cursor() as cursor:
         cursor.execute("SELECT set_config('synchronous_commit', 'off', true), pg_notify(%s, '')", [CHANNEL])

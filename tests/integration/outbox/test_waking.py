@@ -132,7 +132,7 @@ def test_notifications_are_few(postgresql: str, monkeypatch: pytest.MonkeyPatch)
     elsewhere(postgresql, monkeypatch)
     monkeypatch.setattr(wakeups, "NOTIFY_INTERVAL", FOR_EVER)
     sent: list[str] = []
-    monkeypatch.setattr(wakeups, "_notify", sent.append)
+    monkeypatch.setattr(wakeups, "notify", sent.append)
     for n in range(10):
         publish(postgresql, n)
     assert sent == [postgresql]
