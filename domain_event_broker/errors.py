@@ -9,7 +9,7 @@
     ├── InvalidEvent              this event cannot be published (also a ValueError)
     ├── MalformedEvent            a received body is not an event (also a ValueError)
     │   ├── InvalidEventData      its data is not what the class of the event says
-    │   └── NewerSchemaVersion    it was written by a newer version of the class
+    │   ├── NewerSchemaVersion    it was written by a newer version of the class
     │   └── BodyNotOpened         it is sealed and cannot be opened, or is not and should be
     ├── PublishFailed             the broker answered, and did not store the event
     ├── BrokerUnavailable         the broker could not be reached, or went away

@@ -10,13 +10,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from domain_event_broker.events import Headers
+from domain_event_broker.masking import mask_text
 
 #: Longest message and traceback kept, in characters. All headers of an AMQP message must fit
 #: into one frame (128 KiB by default), so the traceback keeps its last lines only.
 MAX_MESSAGE = 1_000
 MAX_TRACEBACK = 16_000
+#: Longest summary of a first failure that is kept over replays, in characters.
+MAX_FIRST_ERROR = 300
 
 _PREFIX = "event-error-"
+_PAST = "event-history-"
+#: No number of ours is greater; what a foreign producer wrote may be.
+_GREATEST = 2**53
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +30,8 @@ class Failure:
     """The last failure of an event in one handler.
 
     :param reason: one of the words in which the library tells failures apart: ``"error"``,
-        ``"retries-exhausted"``, ``"rejected"``, ``"malformed"``, ``"crashed"``, ``"timeout"``,
-        or the broker's own (``"delivery_limit"``, ``"expired"``, ...).
+        ``"retries-exhausted"``, ``"rejected"``, ``"malformed"``, ``"not-opened"``, ``"invalid-data"``,
+        ``"newer-version"``, ``"crashed"``, ``"timeout"``, or the broker's own (``"delivery_limit"``, ``"expired"``, ...).
     :param attempts: deliveries to the handler, this one included.
     :param failed_at: Unix time in seconds.
     """
@@ -49,8 +55,8 @@ class Failure:
         return cls(
             reason=reason,
             error_type=name,
-            message=_storable(_text_of(error))[:MAX_MESSAGE],
-            traceback=_storable(trace)[-MAX_TRACEBACK:],
+            message=_storable(mask_text(_text_of(error)))[:MAX_MESSAGE],
+            traceback=_storable(mask_text(trace))[-MAX_TRACEBACK:],
             attempts=attempts,
             host=f"{socket.gethostname()}:{os.getpid()}",
             failed_at=time.time(),
@@ -84,19 +90,64 @@ class Failure:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class History:
+    """What a dead letter remembers of its life before it was last replayed.
+
+    :param first_error: its first failure, in one line.
+    :param first_failed_at: when that was, as Unix time in seconds.
+    :param attempts: deliveries to the handler before the last replay, all in all.
+    """
+
+    first_error: str = ""
+    first_failed_at: float = 0.0
+    attempts: int = 0
+
+    @classmethod
+    def from_headers(cls, headers: Mapping[str, object]) -> History:
+        """Read what :meth:`to_headers` wrote; of an event that was never replayed there is none."""
+        return cls(
+            _text(headers, "error", _PAST),
+            _number(headers, "time", _PAST) / 1000,
+            _number(headers, "attempts", _PAST),
+        )
+
+    @classmethod
+    def after(cls, headers: Mapping[str, object], failure: Failure | None) -> History:
+        """Return the history of a dead letter, its present failure included: that of its replay."""
+        past = cls.from_headers(headers)
+        if failure is None:
+            return past
+        attempts = past.attempts + failure.attempts
+        if past.first_failed_at:
+            return cls(past.first_error, past.first_failed_at, attempts)
+        error = " ".join(f"{failure.reason}: {failure.error_type} {failure.message}".split())
+        return cls(error[:MAX_FIRST_ERROR], failure.failed_at, attempts)
+
+    def to_headers(self) -> dict[str, str | int]:
+        """Return the headers in which it travels; none where there is nothing to tell."""
+        if not self.attempts:
+            return {}
+        return {
+            f"{_PAST}error": self.first_error,
+            f"{_PAST}time": int(self.first_failed_at * 1000),
+            f"{_PAST}attempts": self.attempts,
+        }
+
+
 def without_failure(headers: Headers) -> dict[str, str | int]:
     """Return ``headers`` less those of a failure: what a replayed event starts anew with."""
-    return {name: value for name, value in headers.items() if not name.startswith(_PREFIX)}
+    return {name: value for name, value in headers.items() if not str(name).startswith(_PREFIX)}
 
 
-def _text(headers: Mapping[str, object], name: str) -> str:
-    value = headers.get(f"{_PREFIX}{name}", "")
+def _text(headers: Mapping[str, object], name: str, prefix: str = _PREFIX) -> str:
+    value = headers.get(f"{prefix}{name}", "")
     return value if isinstance(value, str) else str(value)
 
 
-def _number(headers: Mapping[str, object], name: str) -> int:
-    value = headers.get(f"{_PREFIX}{name}", 0)
-    return value if isinstance(value, int) else 0
+def _number(headers: Mapping[str, object], name: str, prefix: str = _PREFIX) -> int:
+    value = headers.get(f"{prefix}{name}", 0)
+    return value if isinstance(value, int) and 0 <= value < _GREATEST else 0
 
 
 def _text_of(error: BaseException) -> str:
