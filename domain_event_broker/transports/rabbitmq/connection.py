@@ -22,7 +22,7 @@ from pika.adapters.utils import connection_workflow
 from domain_event_broker.config import mask
 from domain_event_broker.errors import AccessRefused, BrokerUnavailable
 from domain_event_broker.transports.rabbitmq.addresses import parameters
-from domain_event_broker.transports.rabbitmq.decoding import tolerate_any_timestamp
+from domain_event_broker.transports.rabbitmq.decoding import tolerate_any_value
 
 #: Seconds for the broker's reply to a command. Those of a queue whose members elect a leader
 #: come late, none comes while a majority of a cluster is away.
@@ -161,7 +161,7 @@ class Connection:
 
     def _connect_any(self, urls: Sequence[str]) -> pika.SelectConnection:
         _quieten_pika()
-        tolerate_any_timestamp()
+        tolerate_any_value()
         targets = [(url, parameters(url)) for url in urls]  # a wrong URL is told before any is tried
         failures: list[BrokerUnavailable] = []
         for url, target in targets:

@@ -180,7 +180,7 @@ class Consumer:
             queue=queue,
             body=body,
             routing_key=wire.original_routing_key(properties, method.routing_key, queue),
-            event_id=properties.message_id or "",
+            event_id=wire.event_id_of(properties),
             headers=properties.headers or {},
             retries=wire.header_number(properties, HEADER_ATTEMPT),
             crashes=wire.header_number(properties, "x-delivery-count"),

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pika
 import pika.exceptions
@@ -21,6 +21,7 @@ import pika.spec
 
 from domain_event_broker.errors import BrokerUnavailable
 from domain_event_broker.ports import PublishOutcome, Stored
+from domain_event_broker.transports.rabbitmq import wire
 from domain_event_broker.transports.rabbitmq.connection import Channel, Connection
 
 #: Messages on the way without an answer. More gains nothing, fewer let the broker idle.
@@ -87,6 +88,12 @@ class Sender:
         except Exception as error:  # pika raises about anything for values it cannot encode
             return _not_encodable(error)
         return ""
+
+    def encodable(self, message: Outgoing) -> Outgoing:
+        """Return a copy that can be sent: a foreign producer's headers may not survive a second encoding."""
+        if not self.refusal(message):
+            return message
+        return replace(message, properties=wire.slim(message.properties))
 
     def _send(self, messages: Sequence[Outgoing], outcomes: list[PublishOutcome | None], window: int) -> None:
         todo = [index for index, outcome in enumerate(outcomes) if outcome is None]

@@ -303,7 +303,7 @@ class RabbitMQTransport:
     def _store_then_ack(self, copies: Sequence[tuple[Settlement, Outgoing]]) -> None:
         # The crash story: killed after the copies are stored, the broker delivers the originals
         # again and there are two of each; killed before, only the originals are there.
-        self._store([self._encodable(copy) for _, copy in copies])
+        self._store([self._any_sender().encodable(copy) for _, copy in copies])
         for settlement, _ in copies:
             token = _token(settlement.delivery)
             token.consumer.ensure_alive()
@@ -325,12 +325,6 @@ class RabbitMQTransport:
                 f"{len(refused)} events could not be moved to queue {copies[0].routing_key!r} and others, "
                 f"and will be delivered again: {refused[0].reason or 'the queue does not exist'}"
             )
-
-    def _encodable(self, copy: Outgoing) -> Outgoing:
-        """Return a copy that can be sent: a foreign producer's headers may not survive a second encoding."""
-        if not self._any_sender().refusal(copy):
-            return copy
-        return Outgoing(copy.exchange, copy.routing_key, wire.slim(copy.properties), copy.body)
 
     def _give_back(self, settlements: Sequence[Settlement]) -> None:
         for consumer, tags in _by_consumer(settlements):

@@ -7,6 +7,7 @@ refused or dropped, ``x-death`` belongs to the broker.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -22,7 +23,7 @@ from domain_event_broker.events import (
     HEADER_ROUTING_KEY,
     Message,
 )
-from domain_event_broker.failures import Failure, without_failure
+from domain_event_broker.failures import Failure, History, without_failure
 
 #: Written to disk by durable queues (AMQP 0-9-1, basic class, delivery-mode).
 PERSISTENT = 2
@@ -32,6 +33,11 @@ _SENDER_SELECTED = ("CC", "BCC")
 
 #: An AMQP timestamp is a number of 64 bits; what does not fit is in the body all the same.
 _LATEST = 2.0**63
+
+#: No number that this library writes into a header is greater; Unix time in milliseconds is less.
+_GREATEST = 2**53
+#: Bytes of the longest short string.
+_SHORT = 255
 
 #: Properties that a copy keeps besides its headers.
 _KEPT = (
@@ -93,40 +99,57 @@ def for_dead_letter(
     return copied(_without_failure(properties), routing_key, changes)
 
 
-def for_replay(properties: pika.BasicProperties, routing_key: str, replays: int) -> pika.BasicProperties:
-    """Return properties for a dead letter that goes back to work, with its retries starting anew."""
-    changes = {HEADER_ATTEMPT: None, HEADER_NOT_BEFORE: None, HEADER_REPLAYS: replays}
+def for_replay(properties: pika.BasicProperties, routing_key: str, queue: str) -> pika.BasicProperties:
+    """Return properties for a dead letter that goes back to work, with its retries starting anew.
+
+    :param queue: name of the handler.
+    """
+    headers = properties.headers or {}
+    changes = {
+        HEADER_ATTEMPT: None,
+        HEADER_NOT_BEFORE: None,
+        HEADER_REPLAYS: replays_of(properties) + 1,
+        **History.after(headers, failure_of(properties, queue)).to_headers(),
+    }
     return copied(_without_failure(properties), routing_key, changes)
 
 
 def slim(properties: pika.BasicProperties) -> pika.BasicProperties:
-    """Return what a copy cannot do without, for one whose headers cannot be encoded or are too large."""
+    """Return what a copy cannot do without, for one whose headers cannot be encoded or are too large.
+
+    It can be encoded, whatever a foreign producer wrote: else the event would be delivered for ever.
+    """
     headers = {
         name: value[:1000] if isinstance(value, str) else value
         for name, value in (properties.headers or {}).items()
-        if name.startswith("event-") and isinstance(value, (str, int))
+        if _is_ours(name) and isinstance(value, (str, int)) and _can_be_encoded(value)
     }
     return pika.BasicProperties(
-        content_type=properties.content_type,
-        delivery_mode=PERSISTENT,
-        message_id=properties.message_id,
-        headers=headers,
+        delivery_mode=PERSISTENT, message_id=_short(event_id_of(properties)), headers=headers
     )
 
 
 def safe_headers(headers: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the headers that may go on: not the broker's own, and not those that address copies."""
+    """Return the headers that may go on: not the broker's own, and not those that address copies.
+
+    pika leaves a name that is not UTF-8 as bytes.
+    """
     return {
         name: value
         for name, value in (headers or {}).items()
-        if not name.startswith("x-") and name not in _SENDER_SELECTED
+        if not _text(name).startswith("x-") and name not in _SENDER_SELECTED
     }
 
 
 def plain_headers(properties: pika.BasicProperties) -> dict[str, str | int]:
     """Return the safe headers whose values every transport can carry."""
-    headers = safe_headers(properties.headers)
-    return {name: value for name, value in headers.items() if isinstance(value, (str, int))}
+    headers = safe_headers(properties.headers).items()
+    return {_text(name): value for name, value in headers if isinstance(value, (str, int))}
+
+
+def event_id_of(properties: pika.BasicProperties) -> str:
+    """Return the identity on the envelope, or ``""``."""
+    return _text(properties.message_id or "")
 
 
 def original_routing_key(properties: pika.BasicProperties, routing_key: str, queue: str) -> str:
@@ -139,8 +162,8 @@ def original_routing_key(properties: pika.BasicProperties, routing_key: str, que
     written = (properties.headers or {}).get(HEADER_ROUTING_KEY)
     if isinstance(written, str):
         return written
-    keys = _death(properties, queue).get("routing-keys") or [routing_key]
-    return str(keys[0])
+    keys = _death(properties, queue).get("routing-keys")
+    return _text(keys[0] if isinstance(keys, list) and keys else routing_key)
 
 
 def failure_of(properties: pika.BasicProperties, queue: str) -> Failure | None:
@@ -162,9 +185,9 @@ def failure_of(properties: pika.BasicProperties, queue: str) -> Failure | None:
 
 
 def header_number(properties: pika.BasicProperties, name: str) -> int:
-    """Return the number in a header; 0 where there is none."""
+    """Return the number in a header; 0 where there is none, or one that nobody counted."""
     value = (properties.headers or {}).get(name)
-    return value if isinstance(value, int) and value > 0 else 0
+    return value if isinstance(value, int) and 0 < value < _GREATEST else 0
 
 
 def replays_of(properties: pika.BasicProperties) -> int:
@@ -197,6 +220,25 @@ def _death(properties: pika.BasicProperties, queue: str) -> dict[str, Any]:
     return {}
 
 
+def _is_ours(name: object) -> bool:
+    return isinstance(name, str) and name.startswith("event-") and len(name) < 64
+
+
+def _can_be_encoded(value: str | int) -> bool:
+    return isinstance(value, str) or -_GREATEST < value < _GREATEST
+
+
+def _short(text: str) -> str:
+    """Return a text that fits into a short string (AMQP 0-9-1, section 4.2.5.3), or else its digest."""
+    encoded = text.encode("utf-8", "backslashreplace")
+    return encoded.decode() if len(encoded) <= _SHORT else hashlib.sha256(encoded).hexdigest()
+
+
+def _text(value: object) -> str:
+    """Return what pika makes of a string: bytes, where it is not UTF-8."""
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+
+
 def _seconds(moment: object) -> float:
-    """Return Unix time of what pika makes of an AMQP timestamp: a datetime in UTC that does not say so."""
+    """Return Unix time of what pika makes of an AMQP timestamp: a datetime in UTC, which may not say so."""
     return moment.replace(tzinfo=timezone.utc).timestamp() if isinstance(moment, datetime) else 0.0
