@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from django.db import Error, router
+from django.db import Error, connections, router
 from django.db.models import Manager
 
-from domain_event_broker.django.database import to_field
+from domain_event_broker.django.database import to_field, unix_time
 from domain_event_broker.django.models import ArchivedEvent, InboxEntry
 
 logger = logging.getLogger("domain_event_broker.relay")
@@ -67,14 +67,16 @@ def _old_rows(alias: str, archive_days: float | None, inbox_days: float | None) 
         ("inbox", InboxEntry._default_manager, "handled_at", inbox_days),
     ]
     return [
-        (name, manager.using(alias).filter(**{f"{column}__lt": _ago(days)}).order_by(column))
+        (name, manager.using(alias).filter(**{f"{column}__lt": _ago(alias, days)}).order_by(column))
         for name, manager, column, days in tables
         if days is not None and router.allow_migrate_model(alias, manager.model)
     ]
 
 
-def _ago(days: float) -> datetime:
-    return to_field(datetime.now(timezone.utc) - timedelta(days=min(days, MOST_DAYS)))
+def _ago(alias: str, days: float) -> datetime:
+    """Go by the clock of the database: one host with a wrong date must not make all forget."""
+    now = datetime.fromtimestamp(unix_time(connections[alias]), timezone.utc)
+    return to_field(now - timedelta(days=min(days, MOST_DAYS)))
 
 
 def _delete(old: Any, batch: int) -> int:

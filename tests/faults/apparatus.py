@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from shutil import rmtree
@@ -40,15 +40,18 @@ TABLES = (
 class Program:
     """A process of the project, with what it printed in a file."""
 
-    def __init__(self, command: Sequence[str], environment: dict[str, str], log: Path) -> None:
+    def __init__(
+        self, command: Sequence[str], environment: dict[str, str], log: Path, checkout: Path = CHECKOUT
+    ) -> None:
         self._command, self._environment, self.log = command, environment, log
+        self._checkout = checkout
         self.killed = False
         self.asked_to_stop = False
         with log.open("ab") as output:
             self._log_start = output.tell()
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.faults.project", *command],
-                cwd=CHECKOUT,
+                cwd=checkout,
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -110,21 +113,34 @@ class Program:
 
     def again(self) -> Program:
         """Start another one like it."""
-        return Program(self._command, self._environment, self.log)
+        return Program(self._command, self._environment, self.log, self._checkout)
 
 
 class Stage:
     """PostgreSQL and, for ``rabbitmq``, a broker, each behind a proxy; both are ours to kill.
 
     :param transport: ``"rabbitmq"`` or ``"database"``.
+    :param database_settings: further settings of PostgreSQL.
+    :param postgres: a server made for this stage, not started yet.
+    :param rabbitmq: the running broker of another stage, which is empty meanwhile.
     """
 
-    def __init__(self, transport: str = "rabbitmq") -> None:
+    def __init__(
+        self,
+        transport: str = "rabbitmq",
+        database_settings: Mapping[str, str] | None = None,
+        *,
+        postgres: PrivatePostgreSQL | None = None,
+        rabbitmq: PrivateRabbitMQ | None = None,
+    ) -> None:
         self.transport = transport
         self.directory = Path(tempfile.mkdtemp(prefix="faults-"))
         self.programs: list[Program] = []
-        self.postgres = PrivatePostgreSQL({"max_connections": "60", "idle_session_timeout": "0"})
-        self.rabbitmq = PrivateRabbitMQ() if transport == "rabbitmq" else None
+        self.postgres = postgres or PrivatePostgreSQL(
+            {"max_connections": "60", "idle_session_timeout": "0", **(database_settings or {})}
+        )
+        self.rabbitmq = rabbitmq or (PrivateRabbitMQ() if transport == "rabbitmq" else None)
+        self._owns_broker = rabbitmq is None
         self._names = 0
 
     def __enter__(self) -> Stage:
@@ -132,7 +148,8 @@ class Stage:
         self.postgres.create_database(DATABASE)
         self.database_proxy = Proxy(self.postgres.port)
         if self.rabbitmq is not None:
-            self.rabbitmq.start()
+            if self._owns_broker:
+                self.rabbitmq.start()
             self.broker_proxy = Proxy(self.rabbitmq.port)
         assert self.run("migrate", "--run-syncdb", "-v0").wait() == 0
         self.declare()
@@ -144,7 +161,8 @@ class Stage:
         self.postgres.close()
         if self.rabbitmq is not None:
             self.broker_proxy.close()
-            self.rabbitmq.close()
+            if self._owns_broker:
+                self.rabbitmq.close()
         rmtree(self.directory, ignore_errors=True)
 
     def declare(self) -> None:
@@ -158,8 +176,9 @@ class Stage:
         self.broker.empty(ALL_HANDLERS)
         self.sql(f"TRUNCATE {TABLES}")
         self.sql("UPDATE domain_event_broker_lease SET owner = '', lease_until = 0")
-        for trace in (*self.directory.glob("died-*"), *self.directory.glob("crash-*")):
-            trace.unlink()
+        for pattern in ("died-*", "crash-*", self.published_log.name):
+            for trace in self.directory.glob(pattern):
+                trace.unlink()
 
     def end_programs(self) -> None:
         """Kill every program that still runs."""
@@ -170,16 +189,19 @@ class Stage:
 
     # --- programs
 
-    def run(self, *command: str, direct: bool = False, **environment: str) -> Program:
+    def run(
+        self, *command: str, direct: bool = False, checkout: Path = CHECKOUT, **environment: str
+    ) -> Program:
         """Start a program of the project.
 
         :param direct: past the proxies.
+        :param checkout: where the code is; that of another release, perhaps.
         :param environment: further variables, such as ``FAULTS_CRASH``.
         """
         self._names += 1
         log = self.directory / f"{self._names:04d}-{command[0]}.log"
-        variables = {**os.environ, **self._addresses(direct), **environment, "PYTHONPATH": str(CHECKOUT)}
-        program = Program(command, variables, log)
+        variables = {**os.environ, **self._addresses(direct), **environment, "PYTHONPATH": str(checkout)}
+        program = Program(command, variables, log, checkout)
         self.programs.append(program)
         return program
 
@@ -210,7 +232,12 @@ class Stage:
 
     def publisher(self, pause: float = 0.01) -> Program:
         """Start a program that publishes until it is killed; none of its events is deadly."""
-        return self.run("publish", str(self.directory / "published"), "1", str(pause), **SPARING)
+        return self.run("publish", str(self.published_log), "1", str(pause), **SPARING)
+
+    @property
+    def published_log(self) -> Path:
+        """What :meth:`publisher` was told of each of its transactions."""
+        return self.directory / "published"
 
     def _addresses(self, direct: bool) -> dict[str, str]:
         database = self.postgres.port if direct else self.database_proxy.port
@@ -229,9 +256,13 @@ class Stage:
 
     # --- looking
 
+    def session(self) -> psycopg.Connection[Any]:
+        """Open a session of the database past the proxy, in autocommit."""
+        return psycopg.connect(self.postgres.dsn(DATABASE), autocommit=True)
+
     def sql(self, statement: str) -> list[Any]:
         """Run a statement past the proxy; return its rows."""
-        with psycopg.connect(self.postgres.dsn(DATABASE), autocommit=True) as connection:
+        with self.session() as connection:
             cursor = connection.execute(statement)  # type: ignore[call-overload]
             return cursor.fetchall() if cursor.description else []
 

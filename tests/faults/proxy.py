@@ -46,8 +46,10 @@ class Proxy:
         self._silent = threading.Event()
         self._closing = threading.Event()
         self._fatal: bytes | None = None
+        self._swallowed: bytes | None = None
         self._tearing = False
         self.answers_lost = 0
+        self.requests_lost = 0
         self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
         self._thread.start()
 
@@ -74,6 +76,10 @@ class Proxy:
     def lose_answer_to(self, words: bytes) -> None:
         """Let the next request that holds ``words`` reach the server, and its answer nobody."""
         self._fatal = words
+
+    def lose_request_with(self, words: bytes) -> None:
+        """Let the next request that holds ``words`` reach nobody, and reset its connection."""
+        self._swallowed = words
 
     def tear(self) -> None:
         """Let half of the next larger request through, and reset its connection."""
@@ -122,6 +128,10 @@ class Proxy:
                 self._drop(pair)
             elif pair.doomed and end is pair.server:
                 self.answers_lost += 1
+                self._drop(pair)
+            elif self._swallowed is not None and end is pair.client and self._swallowed in data:
+                self._swallowed = None
+                self.requests_lost += 1
                 self._drop(pair)
             elif self._tearing and end is pair.client and len(data) > TORN_BYTES:
                 self._tearing = False

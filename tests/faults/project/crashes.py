@@ -8,18 +8,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from domain_event_broker.django.outbox import DjangoOutbox
 from domain_event_broker.django.relay_outbox import DjangoRelayOutbox
+from domain_event_broker.transports.rabbitmq.publishing import _Batch
 from domain_event_broker.transports.rabbitmq.transport import RabbitMQTransport
 
 
 def arm(point: str) -> None:
     """Let this process die at ``point``, unless one has died there before."""
-    owner, name, is_due = POINTS[point]
+    owner, name, is_due = (POINTS | BEFORE)[point]
     original = getattr(owner, name)
 
     def dying(*args: Any, **kwargs: Any) -> Any:
+        if point in BEFORE and is_due(args, None):
+            _die_once(point)
         result = original(*args, **kwargs)
-        if is_due(args, result):
+        if point in POINTS and is_due(args, result):
             _die_once(point)
         return result
 
@@ -50,12 +56,37 @@ def _always(args: Any, result: Any) -> bool:
     return True
 
 
+def _takes_rows(args: Any, result: Any) -> bool:
+    return bool(args[2])
+
+
+def _commit_sent(args: Any, result: Any) -> bool:
+    """Send COMMIT, without waiting for the answer."""
+    libpq = args[0].connection.pgconn
+    libpq.send_query(b"COMMIT")
+    libpq.flush()
+    return True
+
+
+#: Name, and the call just before which the process dies.
+BEFORE: dict[str, tuple[type, str, Callable[[Any, Any], bool]]] = {
+    "storing": (DjangoOutbox, "store", _always),
+    "committing": (BaseDatabaseWrapper, "_commit", _always),
+    "commit sent": (BaseDatabaseWrapper, "_commit", _commit_sent),
+}
+
+
 #: Name, and the call after whose return the process dies.
 POINTS: dict[str, tuple[type, str, Callable[[Any, Any], bool]]] = {
     "retry stored": (RabbitMQTransport, "_store", _is_retry),
     "letter stored": (RabbitMQTransport, "_store", _is_letter),
     "fetched": (DjangoRelayOutbox, "fetch", _has_rows),
     "sending": (RabbitMQTransport, "_sender_to_exchange", _always),
+    "written": (_Batch, "_write", _always),
     "confirmed": (RabbitMQTransport, "publish", _has_rows),
+    "taken out": (DjangoRelayOutbox, "_take_out", _takes_rows),
     "settled": (DjangoRelayOutbox, "settle", _always),
+    "leased": (DjangoRelayOutbox, "renew", _always),
+    "stored": (DjangoOutbox, "store", _always),
+    "committed": (BaseDatabaseWrapper, "_commit", _always),
 }
