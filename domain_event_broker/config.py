@@ -11,12 +11,21 @@ from urllib.parse import urlsplit
 
 from domain_event_broker import settings as defaults
 from domain_event_broker.errors import ConfigurationError
-from domain_event_broker.events import MAX_PAYLOAD_BYTES
+from domain_event_broker.events import MAX_JSON_DEPTH, MAX_PAYLOAD_BYTES
+from domain_event_broker.masking import mask as mask
 
 _EXCHANGE_TYPES = ("topic", "direct", "fanout", "headers")
 _ON_FAILURE = ("block_key", "park")
 _UNROUTABLE = ("archive", "park", "ignore")
 _QUEUE_TYPES = ("quorum", "classic")
+
+#: Stands among codecs for bodies that are not sealed.
+PLAIN = "plain"
+#: A dotted path, such as ``"mysite.events.redact"``.
+_DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+#: Deepest nesting that the setting may allow: Python's parser gives up at about a thousand levels,
+#: fewer where the stack is used already.
+_DEEPEST = 500
 
 #: Longest time that is taken in seconds: a day. Infinity is longer.
 _DAY = 86_400.0
@@ -84,12 +93,22 @@ class BrokerSettings:
     :param exchange: exchange that events are published to.
     :param exchange_type: ``"topic"``, ``"direct"``, ``"fanout"`` or ``"headers"``.
     :param max_payload_bytes: largest event body that is accepted.
+    :param max_json_depth: deepest nesting of arrays and objects in a body that is accepted.
+    :param redact: dotted path of a function that makes of a :class:`DomainEvent` what the admin and
+        commands show of its data; ``None``: they show the data.
+    :param codec: dotted paths of objects that seal and open bodies: the first seals, all of them
+        open. ``"plain"`` stands for no sealing. Empty: bodies are plain.
+    :param accept_plain: whether bodies that no codec sealed are handled where there are codecs.
     """
 
     url: tuple[str, ...]
     exchange: str = "domain-events"
     exchange_type: str = field(default="topic", metadata={"choices": _EXCHANGE_TYPES})
     max_payload_bytes: int = MAX_PAYLOAD_BYTES
+    max_json_depth: int = field(default=MAX_JSON_DEPTH, metadata={"most": _DEEPEST})
+    redact: str | None = field(default=None, metadata={"dotted": True})
+    codec: tuple[str, ...] = ()
+    accept_plain: bool = True
     outbox: OutboxSettings = OutboxSettings()
     subscriber: SubscriberSettings = SubscriberSettings()
 
@@ -97,6 +116,12 @@ class BrokerSettings:
     def masked_url(self) -> str:
         """The URLs without their passwords: what logs, errors and the admin may show."""
         return ", ".join(mask(url) for url in self.url)
+
+    def __repr__(self) -> str:
+        """Without passwords: it ends up in logs, and in reports of errors."""
+        shown = {item.name: getattr(self, item.name) for item in fields(self)}
+        shown["url"] = tuple(mask(url) for url in self.url)
+        return f"BrokerSettings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
 _provider: Callable[[], object] | None = None
@@ -132,9 +157,16 @@ def resolve(connection_settings: object) -> BrokerSettings | None:
     """Return the settings behind the argument ``connection_settings`` of the public functions.
 
     :param connection_settings: a URL (or any value of the setting); ``""``: the default
-        broker; ``None``: switched off.
+        broker; ``None``: switched off. A URL says nothing of codecs: those of the settings in
+        force are used, so that what is sealed elsewhere in a program is sealed there too.
     """
-    return current() if connection_settings == "" else parse(connection_settings)
+    if connection_settings == "":
+        return current()
+    settings = parse(connection_settings)
+    if settings is None or isinstance(connection_settings, Mapping):
+        return settings
+    default = current()
+    return settings if default is None else _with_codecs_of(settings, default)
 
 
 def parse(value: object) -> BrokerSettings | None:
@@ -162,11 +194,10 @@ def with_exchange(settings: BrokerSettings, exchange: str, exchange_type: str) -
     return replace(settings, **changed) if changed else settings  # type: ignore[arg-type]
 
 
-def mask(url: str) -> str:
-    """Return ``url`` with its password, and secrets in its query, replaced by ``***``."""
-    # To the last "@": a password with "/", "?" or "#" in it makes a wrong URL, and must not show.
-    masked = re.sub(r"(?<=://)([^:@/]*):.*@", r"\1:***@", url)
-    return re.sub(r"(?i)(password|secret|token)=[^&]*", r"\1=***", masked)
+def _with_codecs_of(settings: BrokerSettings, other: BrokerSettings) -> BrokerSettings:
+    if not other.codec:
+        return settings
+    return replace(settings, codec=other.codec, accept_plain=other.accept_plain)
 
 
 def _shown(given: object) -> str:
@@ -196,6 +227,8 @@ def _build(cls: type[Any], value: Mapping[str, Any], path: str) -> Any:
 def _convert(hint: Any, limits: Mapping[str, Any], given: Any, path: str) -> Any:
     if path == "DOMAIN_EVENT_BROKER['URL']":
         return _urls(path, given)
+    if path == "DOMAIN_EVENT_BROKER['CODEC']":
+        return _codecs(path, given)
     if hint in (OutboxSettings, SubscriberSettings):
         if not isinstance(given, Mapping):
             raise ConfigurationError(f"{path} is {_shown(given)}, not a dict")
@@ -204,6 +237,8 @@ def _convert(hint: Any, limits: Mapping[str, Any], given: Any, path: str) -> Any
     if choices and given not in choices:
         raise ConfigurationError(f"{path} is {_shown(given)}; choose one of {', '.join(choices)}")
     _check_type(hint, given, path)
+    if limits.get("dotted") and given is not None:
+        _check_dotted(given, path)
     if isinstance(given, (int, float)) and not isinstance(given, bool):
         _check_number(limits.get("least", 1), limits.get("most"), given, path)
     return given
@@ -222,6 +257,26 @@ def _check_number(least: float, most: float | None, given: float, path: str) -> 
         raise ConfigurationError(f"{path} is {given!r}; it must be {least} or more")
     if most is not None and not given <= most:
         raise ConfigurationError(f"{path} is {given!r}; it must be {most:.0f} or less")
+
+
+def _codecs(path: str, given: object) -> tuple[str, ...]:
+    paths = (given,) if isinstance(given, str) else given
+    if paths is None:
+        return ()
+    if not isinstance(paths, (list, tuple)) or not paths or not all(isinstance(each, str) for each in paths):
+        raise ConfigurationError(
+            f"{path} is {_shown(given)}; use the dotted path of a codec such as 'mysite.events.vault', "
+            "a list of them (the first one seals, all of them open), or None"
+        )
+    for each in paths:
+        if each != PLAIN:
+            _check_dotted(each, path)
+    return tuple(paths)
+
+
+def _check_dotted(given: str, path: str) -> None:
+    if not _DOTTED.fullmatch(given):
+        raise ConfigurationError(f"{path} is {given!r}, which is no dotted path such as 'mysite.events.name'")
 
 
 def _urls(path: str, given: object) -> tuple[str, ...]:

@@ -16,9 +16,13 @@
     │   └── AccessRefused         it answered: wrong credentials, vhost or permission
     ├── QueueMismatch             a queue exists with other arguments than the handler asks for
     ├── HandlerError              a handler is declared in a way that cannot be served
+    │   └── NoEventDeclared       neither it nor its group says which events it gets (also a TypeError)
+    ├── HandlerTimeout            a handler was not done within its timeout (also a TimeoutError)
+    ├── HandlerStuck              it did not end then either; the process has to
     ├── OutboxUnavailable         the outbox table cannot be read or written
     │   └── OutboxNotMigrated     it does not exist yet
-    └── InboxUnavailable          the inbox cannot be asked; the handler was not called
+    └── InboxUnavailable          the inbox cannot be asked; nothing of the handler took effect
+        └── TransactionLost       the database went away while the handler ran
 
     HandlerSignal                 raised by a handler, never by the library
     ├── Retry                     handle this event again, after a delay
@@ -99,6 +103,18 @@ class HandlerError(DomainEventBrokerError):
     """A handler is declared in a way that cannot be served. Raised at start, not per event."""
 
 
+class NoEventDeclared(HandlerError, TypeError):
+    """Neither a handler nor its group says which events it gets."""
+
+
+class HandlerTimeout(DomainEventBrokerError, TimeoutError):
+    """A handler was not done within its ``timeout``; its transaction is rolled back."""
+
+
+class HandlerStuck(DomainEventBrokerError):
+    """A handler did not end although its time was up. Only the end of its process ends it."""
+
+
 class OutboxUnavailable(DomainEventBrokerError):
     """The outbox (the database behind it) cannot be read or written just now."""
 
@@ -108,7 +124,18 @@ class OutboxNotMigrated(OutboxUnavailable):
 
 
 class InboxUnavailable(DomainEventBrokerError):
-    """The inbox (the database behind it) cannot be asked just now; the handler was not called."""
+    """The inbox (the database behind it) cannot be asked just now; nothing took effect.
+
+    Calling the handler again, later, is safe.
+    """
+
+
+class TransactionLost(InboxUnavailable):
+    """The database of the inbox went away while the handler ran.
+
+    Its transaction was rolled back, or, if the connection was lost during COMMIT, the inbox
+    knows whether it was not: calling the handler again is safe either way.
+    """
 
 
 class HandlerSignal(Exception):

@@ -48,13 +48,13 @@ HEADER_CORRELATION_ID = "event-correlation-id"
 HEADER_CAUSATION_ID = "event-causation-id"
 #: Version of the class of a typed event.
 HEADER_SCHEMA_VERSION = "event-schema-version"
+#: Name of the codec that the body was sealed with; absent: the body is plain.
+HEADER_CODEC = "event-codec"
 
 _ERROR_HEADERS = "event-error-"
 #: What is written on the envelope on the way to one handler, and means nothing on another way.
-_IN_TRANSIT = frozenset({HEADER_ATTEMPT, HEADER_ROUTING_KEY, HEADER_NOT_BEFORE, HEADER_REPLAYS})
+_IN_TRANSIT = frozenset({HEADER_ATTEMPT, HEADER_ROUTING_KEY, HEADER_NOT_BEFORE, HEADER_REPLAYS, HEADER_CODEC})
 _NO_HEADERS: Headers = MappingProxyType({})
-#: Name of the codec that the body was sealed with; absent: the body is plain.
-HEADER_CODEC = "event-codec"
 
 #: Largest body that is published unless the setting ``MAX_PAYLOAD_BYTES`` says otherwise: the
 #: limit of RabbitMQ 4, which closes the channel on anything larger

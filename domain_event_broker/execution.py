@@ -6,10 +6,12 @@ import logging
 import time
 
 from domain_event_broker import correlation
-from domain_event_broker.errors import InboxUnavailable, MalformedEvent, Reject, Retry
-from domain_event_broker.events import DomainEvent, decode
+from domain_event_broker.codecs import PLAIN_BODIES, Bodies
+from domain_event_broker.errors import BodyNotOpened, InboxUnavailable, MalformedEvent, Reject, Retry
+from domain_event_broker.events import DomainEvent
 from domain_event_broker.failures import Failure
 from domain_event_broker.handlers import Handler
+from domain_event_broker.masking import one_line
 from domain_event_broker.ports import Action, Delivery, Inbox, Settlement
 from domain_event_broker.retry import RetryPolicy
 
@@ -29,9 +31,12 @@ class DirectInbox:
         return True
 
 
-def execute(delivery: Delivery, handler: Handler, policy: RetryPolicy, inbox: Inbox) -> Settlement:
+def execute(
+    delivery: Delivery, handler: Handler, policy: RetryPolicy, inbox: Inbox, bodies: Bodies = PLAIN_BODIES
+) -> Settlement:
     """Handle a delivery and return how it ends. Whatever the handler does, this returns.
 
+    :param bodies: opens and reads the body.
     :raises InboxUnavailable: the handler was not called; the delivery can be tried again.
     """
     started = time.monotonic()
@@ -40,9 +45,10 @@ def execute(delivery: Delivery, handler: Handler, policy: RetryPolicy, inbox: In
         failure = Failure("crashed", message=f"{delivery.crashes} deliveries ended with their process")
         return _logged(Settlement(delivery, Action.DEAD, failure=failure), handler, started)
     try:
-        event = decode(delivery.body, delivery.event_id, delivery.retries, headers=delivery.headers)
+        event = bodies.decode(delivery.body, delivery.headers, delivery.event_id, delivery.retries)
     except MalformedEvent as error:
-        failure = Failure.of(error, "malformed", attempts)
+        reason = "not-opened" if isinstance(error, BodyNotOpened) else "malformed"
+        failure = Failure.of(error, reason, attempts)
         return _logged(Settlement(delivery, Action.DEAD, failure=failure), handler, started)
     token = correlation.enter(event.correlation_id, event.uuid_string)
     try:
@@ -98,12 +104,12 @@ def _logged(settlement: Settlement, handler: Handler, started: float, duplicate:
         logger.log(
             level,
             text,
-            delivery.routing_key,
-            delivery.event_id,
+            one_line(delivery.routing_key),
+            one_line(delivery.event_id),
             outcome,
             handler.name,
             delivery.retries + 1,
-            detail,
+            one_line(detail),
             extra=extra,
         )
     return settlement

@@ -11,13 +11,14 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any
 
 from domain_event_broker import config
+from domain_event_broker.codecs import bodies_of
 from domain_event_broker.config import BrokerSettings
 from domain_event_broker.errors import BrokerUnavailable, InvalidEvent, MalformedEvent, PublishFailed
 from domain_event_broker.events import DomainEvent, Message, encode
@@ -26,13 +27,34 @@ from domain_event_broker.transports import open_transport
 
 logger = logging.getLogger("domain_event_broker.publisher")
 
+#: Opens a connection to a broker.
+Connector = Callable[[BrokerSettings], Transport]
+
 _outbox: Outbox | None = None
+_connect: Connector = open_transport
 
 
 def install_outbox(outbox: Outbox | None) -> None:
     """Let events go through ``outbox`` from now on; ``None``: send them directly again."""
     global _outbox
     _outbox = outbox
+
+
+def installed_outbox() -> Outbox | None:
+    """Return the outbox that events go through; ``None``: they are sent directly."""
+    return _outbox
+
+
+def install_connector(connect: Connector | None) -> Connector:
+    """Let publishers connect with ``connect`` from now on; return what they connected with before.
+
+    Those that events are published through without an outbox connect anew; other ones that are
+    connected keep their connection.
+    """
+    global _connect
+    before, _connect = _connect, connect or open_transport
+    close_connections()
+    return before
 
 
 def publish_domain_event(
@@ -150,7 +172,7 @@ class Publisher:
         :raises BrokerUnavailable: it could not be reached.
         """
         if self._transport is None and self._settings is not None:
-            self._transport = open_transport(self._settings)
+            self._transport = _connect(self._settings)
 
     def disconnect(self) -> None:
         """Close the connection, if there is one."""
@@ -166,7 +188,8 @@ class Publisher:
         :raises PublishFailed: the broker did not store it.
         :raises BrokerUnavailable: the broker did not confirm it; it may have it.
         """
-        self.publish_many([_to_message(message, routing_key)])
+        made = _to_message(message, routing_key)
+        self.publish_many([bodies_of(self._settings).seal(made) if self._settings else made])
 
     def publish_many(self, messages: Sequence[Message]) -> None:
         """Send messages in order, and return when the broker has confirmed them all.
@@ -246,7 +269,8 @@ def _publish(
         for event in events:
             encode(event)
         return
-    messages = [encode(event, settings.max_payload_bytes) for event in events]
+    bodies = bodies_of(settings)
+    messages = [bodies.encode(event) for event in events]
     if _outbox is not None and _is_default(connection_settings, settings):
         _outbox.store(messages, using=using, deliver_at=deliver_at)
     elif deliver_at is not None:

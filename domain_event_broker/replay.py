@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from domain_event_broker import config
+from domain_event_broker.codecs import PLAIN_BODIES, Bodies, bodies_of
 from domain_event_broker.config import BrokerSettings
 from domain_event_broker.errors import MalformedEvent
-from domain_event_broker.events import DomainEvent, decode
+from domain_event_broker.events import DomainEvent
 from domain_event_broker.ports import DeadLetter, DeadLetters, Decision, SiftReport
 from domain_event_broker.routing import matches
 from domain_event_broker.transports import open_transport
+
+#: Replays of one letter after which :func:`replay` leaves it where it is.
+MAX_REPLAYS = 3
 
 #: Put the event back to work.
 RETRY = Decision.RETRY
@@ -101,12 +105,29 @@ def browse(letters: DeadLetters, accept: LetterFilter, limit: int | None = None)
     found: list[DeadLetter] = []
 
     def look(letter: DeadLetter) -> Decision:
-        if (limit is None or len(found) < limit) and accept.accepts(letter):
+        if accept.accepts(letter):
+            if limit is not None and len(found) >= limit:
+                raise _Enough
             found.append(letter)
         return LEAVE
 
-    letters.sift(look, _shown_at_most(accept, limit))
+    with suppress(_Enough):
+        letters.sift(look, _shown_at_most(accept, limit))
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayReport:
+    """What a replay did.
+
+    :param left: letters that were looked at and stay.
+    :param looping: those of them that were meant, but have been replayed too often.
+    """
+
+    replayed: int = 0
+    discarded: int = 0
+    left: int = 0
+    looping: int = 0
 
 
 def replay(
@@ -115,30 +136,77 @@ def replay(
     decision: Decision = RETRY,
     limit: int | None = None,
     progress: Callable[[DeadLetter], None] = lambda letter: None,
-) -> SiftReport:
+    max_replays: int | None = MAX_REPLAYS,
+) -> ReplayReport:
     """Do ``decision`` for up to ``limit`` dead letters that ``accept`` means, oldest first.
 
+    It ends where it has done so many, however many there are.
+
     :param progress: called with each of them.
+    :param max_replays: a letter that was replayed so often stays: it has come back each time.
+        ``None``: it is replayed all the same.
     """
-    taken = 0
+    choice = _Choice(accept, decision, limit, progress, max_replays)
+    try:
+        report = letters.sift(choice.decide, None if max_replays else _shown_at_most(accept, limit))
+    except _Enough:
+        # What was decided before is done; nobody but another replay at the same time did less of it.
+        done = choice.taken
+        report = SiftReport(*((done, 0) if decision is RETRY else (0, done)), left=choice.passed)
+    return ReplayReport(report.replayed, report.discarded, report.left, choice.looping)
 
-    def decide(letter: DeadLetter) -> Decision:
-        nonlocal taken
-        if (limit is not None and taken >= limit) or not accept.accepts(letter):
+
+class _Enough(Exception):  # noqa: N818 - it is no error
+    """Ends a look through the letters."""
+
+
+class _Choice:
+    """The decisions of one :func:`replay`."""
+
+    def __init__(
+        self,
+        accept: LetterFilter,
+        decision: Decision,
+        limit: int | None,
+        progress: Callable[[DeadLetter], None],
+        max_replays: int | None,
+    ) -> None:
+        self._accept, self._decision, self._progress = accept, decision, progress
+        self._limit, self._max_replays = limit, max_replays
+        self.taken = self.passed = self.looping = 0
+
+    def decide(self, letter: DeadLetter) -> Decision:
+        """Return what becomes of ``letter``."""
+        if not self._accept.accepts(letter):
+            self.passed += 1
             return LEAVE
-        taken += 1
-        progress(letter)
-        return decision
+        if self._decision is RETRY and is_looping(letter, self._max_replays):
+            self.passed += 1
+            self.looping += 1
+            return LEAVE
+        if self._limit is not None and self.taken >= self._limit:
+            raise _Enough
+        self.taken += 1
+        self._progress(letter)
+        return self._decision
 
-    return letters.sift(decide, _shown_at_most(accept, limit))
+
+def is_looping(letter: DeadLetter, max_replays: int | None = MAX_REPLAYS) -> bool:
+    """Tell whether a letter has come back from so many replays that another one needs a reason."""
+    return max_replays is not None and letter.replays >= max_replays
 
 
 def event_of(letter: DeadLetter) -> DomainEvent:
-    """Return the event in a dead letter; one without data where the body is no event."""
+    """Return the event in a dead letter; one without data where the body is no event, or stays sealed."""
     try:
-        return decode(letter.body, letter.event_id, _attempts(letter))
+        return _bodies().decode(letter.body, letter.headers, letter.event_id, _attempts(letter))
     except MalformedEvent:
         return DomainEvent(letter.routing_key, {}, uuid_string=letter.event_id)
+
+
+def _bodies() -> Bodies:
+    settings = config.current()
+    return PLAIN_BODIES if settings is None else bodies_of(settings)
 
 
 def event_id_of(letter: DeadLetter) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from domain_event_broker import config
+from domain_event_broker.codecs import bodies_of
 from domain_event_broker.config import BrokerSettings, SubscriberSettings
 from domain_event_broker.errors import BrokerUnavailable, HandlerError, InboxUnavailable
 from domain_event_broker.execution import DirectInbox, execute
@@ -43,6 +44,11 @@ def install_inbox(inbox: Inbox | None) -> None:
     """Let handlers be called through ``inbox`` from now on; ``None``: directly."""
     global _inbox
     _inbox = inbox or DirectInbox()
+
+
+def installed_inbox() -> Inbox:
+    """Return what handlers are called through."""
+    return _inbox
 
 
 def subscription_of(handler: Handler, defaults: SubscriberSettings) -> Subscription:
@@ -96,6 +102,7 @@ class Consumer:
         self._handlers = {handler.name: handler for handler in handlers}
         self._settings = settings
         self._inbox = inbox or _inbox
+        self._bodies = bodies_of(settings)
         self._connect = connect
         self._stopping = StopFlag()
         self._outage = Outage(logger, RECONNECT_SECONDS)
@@ -213,7 +220,7 @@ class Consumer:
         while True:
             try:
                 return work.session, execute(
-                    work.delivery, handler, self._policies[handler.name], self._inbox
+                    work.delivery, handler, self._policies[handler.name], self._inbox, self._bodies
                 )
             except InboxUnavailable as error:
                 # The delivery is kept, not given back: the event is fine, the database is not.

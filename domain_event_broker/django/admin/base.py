@@ -12,6 +12,7 @@ from django.template.response import TemplateResponse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
+from domain_event_broker import redaction
 from domain_event_broker.django.admin import display
 from domain_event_broker.django.admin.paging import (
     SEARCH_WINDOW,
@@ -153,8 +154,9 @@ class StoredEventAdmin(ReadOnlyAdmin):
 
     @admin.display(description="payload")
     def payload(self, event: StoredEvent) -> SafeString:
-        """The body, indented."""
-        return display.code_block(display.pretty_json(event.body))
+        """What may be shown of the body, indented."""
+        message = event.to_message()
+        return display.code_block(display.pretty_json(redaction.shown(message.body, message.headers)))
 
     @admin.display(description="headers")
     def shown_headers(self, event: StoredEvent) -> SafeString | str:

@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from typing import TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from domain_event_broker import config
+from domain_event_broker import config, redaction
 from domain_event_broker.config import BrokerSettings, mask, scheme
 from domain_event_broker.django.admin import display
 from domain_event_broker.errors import ConfigurationError, DomainEventBrokerError
@@ -60,7 +60,7 @@ class LetterView:
         """Describe ``letter``."""
         failure = _printable(letter.failure) if letter.failure else None
         failed_at = _moment(failure.failed_at) if failure else None
-        body = letter.body.decode("utf-8", "backslashreplace")
+        body = redaction.shown(letter.body, letter.headers)
         return cls(
             key=key_of(letter),
             event_id=display.printable(event_id_of(letter)),

@@ -58,6 +58,8 @@ class DeadLetterAdmin(ReadOnlyAdmin):
         extra_context: dict[str, Any] | None = None,
     ) -> HttpResponse:
         """Lead from an entry of the admin log to the handler that it names."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
         return HttpResponseRedirect(self._url(object_id))
 
     def changelist_view(

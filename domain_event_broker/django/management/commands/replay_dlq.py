@@ -10,12 +10,22 @@ from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
 
+from domain_event_broker import redaction
 from domain_event_broker.django.discovery import discover
-from domain_event_broker.django.management.base import OK, USAGE, BrokerCommand, at_least
+from domain_event_broker.django.management.base import FAILED, OK, USAGE, BrokerCommand, at_least
 from domain_event_broker.django.terminal import Progress
 from domain_event_broker.errors import HandlerError
+from domain_event_broker.masking import one_line
 from domain_event_broker.ports import DeadLetter, DeadLetters, Decision
-from domain_event_broker.replay import LetterFilter, browse, event_id_of, identity_of, replay
+from domain_event_broker.replay import (
+    MAX_REPLAYS,
+    LetterFilter,
+    browse,
+    event_id_of,
+    identity_of,
+    is_looping,
+    replay,
+)
 from domain_event_broker.routing import check_binding_key
 from domain_event_broker.transports import open_transport
 
@@ -48,6 +58,11 @@ class Command(BrokerCommand):
         parser.add_argument(
             "--discard", action="store_true", help="delete the events instead of replaying them"
         )
+        parser.add_argument(
+            "--force",
+            action="store_true",
+            help=f"replay also events that came back from {MAX_REPLAYS} replays, which are left otherwise",
+        )
 
     def run(self, **options: Any) -> int:
         """Replay."""
@@ -69,7 +84,7 @@ class Command(BrokerCommand):
         if options["interactive"]:
             return self._interactive(queue, accept, options["limit"])
         decision = Decision.DISCARD if options["discard"] else Decision.RETRY
-        return self._batch(queue, accept, decision, options["limit"])
+        return self._batch(queue, accept, decision, options["limit"], options["force"])
 
     def _dry_run(self, queue: str, accept: LetterFilter, options: dict[str, Any]) -> int:
         with self._letters(queue) as letters:
@@ -81,19 +96,39 @@ class Command(BrokerCommand):
         self.stdout.write(f"{queue}: would {verb} {len(found):,} of {total:,}")
         return OK
 
-    def _batch(self, queue: str, accept: LetterFilter, decision: Decision, limit: int | None) -> int:
+    def _batch(
+        self, queue: str, accept: LetterFilter, decision: Decision, limit: int | None, force: bool
+    ) -> int:
         verb = "discarded" if decision is Decision.DISCARD else "replayed"
         with self._letters(queue) as letters:
             total = min(letters.count(), limit or sys.maxsize)
             progress = Progress(self.stdout, f"{queue}: {verb}", total)
             chosen = count(1)
-            report = replay(letters, accept, decision, limit, lambda letter: progress.update(next(chosen)))
+            report = replay(
+                letters,
+                accept,
+                decision,
+                limit,
+                lambda letter: progress.update(next(chosen)),
+                None if force else MAX_REPLAYS,
+            )
         done = report.replayed + report.discarded
         if done:
             progress.finish(done)
-        else:
+        elif not report.looping:
             self.stdout.write(f"{queue}: no dead letters" + (" that match" if total else ""))
-        return OK
+        return self._tell_of_loops(queue, report.looping)
+
+    def _tell_of_loops(self, queue: str, looping: int) -> int:
+        if not looping:
+            return OK
+        self.stdout.write(
+            self.style.WARNING(
+                f"{queue}: {looping:,} left, because they came back from {MAX_REPLAYS} replays; mend the "
+                "handler and use --force, decide with --interactive, or --discard them"
+            )
+        )
+        return FAILED
 
     def _interactive(self, queue: str, accept: LetterFilter, limit: int | None) -> int:
         """Ask first, act afterwards: nothing is held in the broker while somebody thinks."""
@@ -138,14 +173,26 @@ class Command(BrokerCommand):
                 return _ANSWERS[answer]
 
     def _show(self, letter: DeadLetter) -> None:
-        self.stdout.write(f"{letter.routing_key}  {event_id_of(letter)}")
+        # Others wrote all of this: none of it may steer the terminal.
+        self.stdout.write(one_line(f"{letter.routing_key}  {event_id_of(letter)}"))
         if letter.failure:
             failure = letter.failure
-            self.stdout.write(
-                f"  {failure.reason}: {failure.error_type} {failure.message} (attempt {failure.attempts})"
-            )
-        body = letter.body.decode("utf-8", "replace")
+            text = f"{failure.reason}: {failure.error_type} {failure.message} (attempt {failure.attempts})"
+            self.stdout.write("  " + one_line(text))
+        if letter.replays:
+            self.stdout.write("  " + one_line(_history(letter)))
+        body = one_line(redaction.shown(letter.body, letter.headers))
         self.stdout.write(f"  {body if len(body) <= 200 else body[:197] + '...'}")
+
+
+def _history(letter: DeadLetter) -> str:
+    """Return what there was before the last replay, in one line."""
+    past = History.from_headers(letter.headers)
+    first = ""
+    if past.first_failed_at:
+        at = datetime.fromtimestamp(past.first_failed_at, timezone.utc)
+        first = f", first failed {at:%Y-%m-%d %H:%M} UTC with {past.first_error}"
+    return f"replayed {letter.replays} times, {past.attempts} attempts before{first}"
 
 
 def _next_answer(decisions: dict[str, list[Decision]], letter: DeadLetter) -> Decision:
