@@ -20,6 +20,8 @@ PATIENCE = 60.0
 #: Commands that run until they are stopped, unless one of these options ends them by themselves.
 WORKERS = ("run_relay", "run_subscriber", "runserver")
 ENDING_OPTIONS = {"--once", "--drain", "--list", "--help"}
+#: Words of commands that change nothing, and show what workers have done so far.
+LOOKS = {"--dry-run", "broker_status"}
 #: Preparations that the environment of the tests has behind it already.
 PREPARATIONS = ("pip install ", "python3 -m venv ", ". .venv/bin/activate")
 
@@ -204,8 +206,18 @@ class Reader:
             self.directory = (self.directory / words[1]).resolve()
         elif set(words) & set(WORKERS) and not set(words) & ENDING_OPTIONS:
             self.start(command, expected)
+        elif set(words) & LOOKS:
+            self._look(command, expected)
         else:
             self.run(command, expected)
+
+    def _look(self, command: str, expected: list[str]) -> None:
+        """Look until there is to be seen what the page shows: the workers may need a moment."""
+        wait_until(
+            lambda: find_lines(expected, self.run(command)) is not None,
+            PATIENCE,
+            lambda: f"{command!r} printed\n{self._last}\nand not\n" + "\n".join(expected),
+        )
 
     def _here(self, text: str) -> str:
         for there, here in self._replace.items():
