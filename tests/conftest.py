@@ -21,8 +21,8 @@ from tests.harness.rabbitmq import PrivateRabbitMQ
 from tests.harness.redis import PrivateRedis
 from tests.harness.waiting import wait_until
 
-#: The table of transports and promises at the end of a run.
-pytest_plugins = ["tests.contract.promises"]
+#: The table of transports and promises at the end of a run; the testing kit, where it is not installed.
+pytest_plugins = ["tests.contract.promises", "domain_event_broker.pytest_plugin"]
 
 #: Seconds in which threads and connections that a test gave up may come to their end.
 PATIENCE = 5.0

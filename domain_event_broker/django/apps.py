@@ -5,6 +5,7 @@ from __future__ import annotations
 from django.apps import AppConfig
 
 from domain_event_broker import config
+from domain_event_broker.discovery import install_discovery
 from domain_event_broker.django import conf
 from domain_event_broker.publisher import install_outbox
 from domain_event_broker.subscriber import install_inbox
@@ -26,7 +27,7 @@ class DomainEventBrokerConfig(AppConfig):
     def ready(self) -> None:
         """Install settings, outbox, inbox and checks. Opens no connection and reads no table."""
         # The one place for late imports: these modules need the models, which exist from here on.
-        from domain_event_broker.django import checks
+        from domain_event_broker.django import checks, discovery
         from domain_event_broker.django.inbox import DjangoInbox
         from domain_event_broker.django.outbox import DjangoOutbox
 
@@ -34,4 +35,5 @@ class DomainEventBrokerConfig(AppConfig):
         conf.mirror_setting()
         install_outbox(DjangoOutbox())
         install_inbox(DjangoInbox())
+        install_discovery(discovery.discover)
         checks.register_all()

@@ -15,6 +15,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from domain_event_broker.django import conf, wakeups
 from domain_event_broker.django.conf import outbox_alias
 from domain_event_broker.django.database import is_missing_table, not_migrated, to_field, unavailable
+from domain_event_broker.django.fate import Fate
 from domain_event_broker.django.models import HeldEvent, OutboxEvent
 from domain_event_broker.django.rows import EVENT_COLUMNS, OUTBOX, event_values
 from domain_event_broker.errors import InvalidEvent
@@ -71,6 +72,14 @@ class DjangoOutbox:
     def in_async(self, call: Callable[..., Result]) -> Callable[..., Awaitable[Result]]:
         """Return ``call`` for use in a coroutine: run in the thread that has Django's connections."""
         return sync_to_async(call, thread_sensitive=True)
+
+    def fate(self, using: str | None = None) -> Callable[[], bool]:
+        """Return what tells, from now on, whether events stored now with ``using`` are there.
+
+        They are not any more when their transaction, or the savepoint, has been rolled back. For
+        the testing kit.
+        """
+        return Fate(_aliases(using)[1])
 
 
 def _future(deliver_at: object) -> datetime | None:
