@@ -119,7 +119,7 @@ class History:
         if failure is None:
             return past
         attempts = past.attempts + failure.attempts
-        if past.first_failed_at:
+        if past.first_error:
             return cls(past.first_error, past.first_failed_at, attempts)
         error = " ".join(f"{failure.reason}: {failure.error_type} {failure.message}".split())
         return cls(error[:MAX_FIRST_ERROR], failure.failed_at, attempts)

@@ -148,7 +148,7 @@ def replay(
     """
     choice = _Choice(accept, decision, limit, progress, max_replays)
     try:
-        report = letters.sift(choice.decide, None if max_replays else _shown_at_most(accept, limit))
+        report = letters.sift(choice.decide)
     except _Enough:
         # What was decided before is done; nobody but another replay at the same time did less of it.
         done = choice.taken
@@ -156,7 +156,7 @@ def replay(
     return ReplayReport(report.replayed, report.discarded, report.left, choice.looping)
 
 
-class _Enough(Exception):  # noqa: N818 - it is no error
+class _Enough(Exception):
     """Ends a look through the letters."""
 
 

@@ -13,7 +13,7 @@ from domain_event_broker.django.transport_models import DeadDelivery, QueuedDeli
 from domain_event_broker.django.transport_rows import DeliveryRows, read_headers, write_headers
 from domain_event_broker.django.transport_session import Session
 from domain_event_broker.events import HEADER_REPLAYS
-from domain_event_broker.failures import Failure, without_failure
+from domain_event_broker.failures import Failure, History, without_failure
 from domain_event_broker.ports import DeadLetter, Decision, SiftReport
 
 #: Dead letters that are read at once.
@@ -110,7 +110,9 @@ def _dead_letter(queue: str, row: DeadDelivery) -> DeadLetter:
 def _replayed(row: DeadDelivery) -> QueuedDelivery:
     """Return a row with which the event of a dead letter starts anew."""
     headers = read_headers(row.headers)
-    headers = {**without_failure(headers), HEADER_REPLAYS: headers.get(HEADER_REPLAYS, 0) + 1}
+    past = History.after(headers, Failure.from_headers(headers))
+    replays = headers.get(HEADER_REPLAYS, 0) + 1
+    headers = {**without_failure(headers), HEADER_REPLAYS: replays, **past.to_headers()}
     return QueuedDelivery(
         queue_id=row.queue_id,
         event_id=row.event_id,

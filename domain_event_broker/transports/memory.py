@@ -23,7 +23,7 @@ from typing import Any
 from domain_event_broker.config import BrokerSettings, mask
 from domain_event_broker.errors import BrokerUnavailable, ConfigurationError, UnsupportedOption
 from domain_event_broker.events import HEADER_REPLAYS, Message
-from domain_event_broker.failures import Failure, without_failure
+from domain_event_broker.failures import Failure, History, without_failure
 from domain_event_broker.ports import (
     Action,
     Capabilities,
@@ -200,6 +200,7 @@ class MemoryBroker:
             if entry is not None and replay:
                 headers = without_failure(entry.headers)
                 headers[HEADER_REPLAYS] = _replays(entry) + 1
+                headers |= History.after(entry.headers, Failure.from_headers(entry.headers)).to_headers()
                 self._append(queue, _Entry(entry.routing_key, entry.body, entry.event_id, headers))
             return entry is not None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -112,6 +113,47 @@ def test_letters_that_nobody_was_asked_about_stay(stage: Stage, monkeypatch: pyt
     output = run(stage.name, "--interactive", answers="d\nq\n", monkeypatch=monkeypatch)
     assert "0 replayed, 1 discarded, 2 left" in output
     assert [letter.body for letter in stage.letters()] == [b"{two", b"{three"]
+
+
+def replay_and_fail(stage: Stage, times: int) -> None:
+    """Let one event fail, be replayed, fail again, and so on."""
+    stage.bury(stage.message(n=1))
+    for _ in range(times):
+        run(stage.name, "--force")
+        (delivery,) = stage.transport.receive(1, 0)
+        failure = Failure("error", "ServiceDown", "still no answer", attempts=2, failed_at=2_000_000_000)
+        stage.transport.settle([Settlement(delivery, Action.DEAD, failure=failure)])
+
+
+def test_an_event_that_came_back_three_times_is_left_unless_forced(stage: Stage) -> None:
+    replay_and_fail(stage, 3)
+    stage.bury(stage.message(n=2))
+    with pytest.raises(SystemExit) as exit_code:
+        run(stage.name)
+    assert exit_code.value.code == 1
+    (left,) = stage.letters()
+    assert left.replays == 3
+    assert "1/1" in run(stage.name, "--force")
+    assert not stage.letters()
+    assert len(stage.waiting()) == 2
+
+
+def test_an_event_that_is_left_does_not_count_for_the_limit(stage: Stage) -> None:
+    replay_and_fail(stage, 3)
+    stage.bury(stage.message(n=2), stage.message(n=3))
+    with pytest.raises(SystemExit):
+        run(stage.name, "--limit", "1")
+    assert len(stage.waiting()) == 1
+    assert [letter.replays for letter in stage.letters()] == [3, 0]
+
+
+def test_a_letter_keeps_its_first_failure_and_all_its_attempts(stage: Stage) -> None:
+    replay_and_fail(stage, 2)
+    output = run(stage.name, "--dry-run")
+    assert "error: ServiceDown still no answer (attempt 2)" in output
+    assert re.search(
+        r"replayed 2 times, 3 attempts before, first failed .* UTC with error: ServiceDown no", output
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
 from itertools import count
 from typing import Any
 
@@ -15,6 +16,7 @@ from domain_event_broker.django.discovery import discover
 from domain_event_broker.django.management.base import FAILED, OK, USAGE, BrokerCommand, at_least
 from domain_event_broker.django.terminal import Progress
 from domain_event_broker.errors import HandlerError
+from domain_event_broker.failures import History
 from domain_event_broker.masking import one_line
 from domain_event_broker.ports import DeadLetter, DeadLetters, Decision
 from domain_event_broker.replay import (
@@ -92,9 +94,10 @@ class Command(BrokerCommand):
             total = letters.count()
         for letter in found:
             self._show(letter)
-        verb = "discard" if options["discard"] else "replay"
-        self.stdout.write(f"{queue}: would {verb} {len(found):,} of {total:,}")
-        return OK
+        verb, guarded = ("discard", False) if options["discard"] else ("replay", not options["force"])
+        looping = sum(guarded and is_looping(letter) for letter in found)
+        self.stdout.write(f"{queue}: would {verb} {len(found) - looping:,} of {total:,}")
+        return self._tell_of_loops(queue, looping)
 
     def _batch(
         self, queue: str, accept: LetterFilter, decision: Decision, limit: int | None, force: bool
@@ -125,7 +128,7 @@ class Command(BrokerCommand):
         self.stdout.write(
             self.style.WARNING(
                 f"{queue}: {looping:,} left, because they came back from {MAX_REPLAYS} replays; mend the "
-                "handler and use --force, decide with --interactive, or --discard them"
+                "handler and use replay_dlq --force, decide with --interactive, or --discard them"
             )
         )
         return FAILED
@@ -189,9 +192,10 @@ def _history(letter: DeadLetter) -> str:
     """Return what there was before the last replay, in one line."""
     past = History.from_headers(letter.headers)
     first = ""
-    if past.first_failed_at:
-        at = datetime.fromtimestamp(past.first_failed_at, timezone.utc)
-        first = f", first failed {at:%Y-%m-%d %H:%M} UTC with {past.first_error}"
+    if past.first_error:
+        with suppress(ValueError, OverflowError, OSError):  # anybody can write a number into a header
+            at = datetime.fromtimestamp(past.first_failed_at, timezone.utc)
+            first = f", first failed {at:%Y-%m-%d %H:%M} UTC with {past.first_error}"
     return f"replayed {letter.replays} times, {past.attempts} attempts before{first}"
 
 
