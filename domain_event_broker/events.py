@@ -48,6 +48,8 @@ HEADER_CORRELATION_ID = "event-correlation-id"
 HEADER_CAUSATION_ID = "event-causation-id"
 #: Version of the class of a typed event.
 HEADER_SCHEMA_VERSION = "event-schema-version"
+#: What a publisher asks of the broker for this event, as JSON, until a transport does it.
+HEADER_OPTIONS = "event-options"
 #: Name of the codec that the body was sealed with; absent: the body is plain.
 HEADER_CODEC = "event-codec"
 
@@ -77,8 +79,8 @@ class DomainEvent(Generic[Data]):
     """Something that happened in a domain, and that others may want to know.
 
     :param routing_key: of the form ``<DOMAIN>.<EVENT_TYPE>``, such as ``"user.registered"``.
-    :param data: what happened, JSON serialisable; a dict by convention. Dataclasses are sent as
-        the dicts of their fields.
+    :param data: what happened, JSON serialisable; a dict by convention. Dataclasses and pydantic
+        models are sent as the dicts of their fields.
     :param domain_object_id: identifies the object it happened to. Events with the same one
         leave the outbox in the order in which they were published.
     :param uuid_string: identity of the event; a new UUID (version 7, RFC 9562) if ``None``.
@@ -90,6 +92,10 @@ class DomainEvent(Generic[Data]):
     """
 
     __hash__ = None  # type: ignore[assignment]
+
+    #: What the broker is asked to do with it: see :mod:`domain_event_broker.options`. They are for
+    #: publishing; who receives the event does not see them.
+    options: tuple[Any, ...] = ()
 
     def __init__(
         self,
@@ -334,13 +340,15 @@ def _headers_to_send(event: DomainEvent) -> Headers:
 
 def _content(event: DomainEvent) -> dict[str, Any]:
     """Return what makes an event equal to another: what it says, not what its envelope says."""
-    return {name: value for name, value in vars(event).items() if name != "headers"}
+    return {name: value for name, value in vars(event).items() if name not in ("headers", "options")}
 
 
 def _fields_of(value: Any) -> dict[str, Any]:
     """Return what JSON can hold of a value that it cannot hold itself."""
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
+    if hasattr(value, "model_dump") and not isinstance(value, type):
+        return dict(value.model_dump(mode="json", by_alias=True))
     raise TypeError(f"{type(value).__name__} is not JSON serialisable")
 
 

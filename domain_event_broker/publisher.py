@@ -7,7 +7,7 @@ and the call returns when the broker has confirmed them.
 
 from __future__ import annotations
 
-import asyncio
+import inspect
 import logging
 import os
 import threading
@@ -15,13 +15,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, overload
 
 from domain_event_broker import config
+from domain_event_broker import options as event_options
 from domain_event_broker.codecs import bodies_of
 from domain_event_broker.config import BrokerSettings
 from domain_event_broker.errors import BrokerUnavailable, InvalidEvent, MalformedEvent, PublishFailed
-from domain_event_broker.events import DomainEvent, Message, encode
+from domain_event_broker.events import DomainEvent, Message, TypedEvent, encode
+from domain_event_broker.options import EventOptions
 from domain_event_broker.ports import Outbox, PublishOutcome, Stored, Transport
 from domain_event_broker.transports import open_transport
 
@@ -29,6 +31,13 @@ logger = logging.getLogger("domain_event_broker.publisher")
 
 #: Opens a connection to a broker.
 Connector = Callable[[BrokerSettings], Transport]
+
+#: Options of events, one or several.
+Options = EventOptions | Iterable[EventOptions]
+
+#: What ``inspect`` takes for "no default": with a routing key ``data`` must be given, and the signature
+#: says so; a typed event has its own.
+_REQUIRED: Any = inspect.Parameter.empty
 
 _outbox: Outbox | None = None
 _connect: Connector = open_transport
@@ -57,9 +66,10 @@ def install_connector(connect: Connector | None) -> Connector:
     return before
 
 
+@overload
 def publish_domain_event(
     routing_key: str,
-    data: dict[str, Any],
+    data: Any,
     domain_object_id: str | None = None,
     uuid_string: str | None = None,
     timestamp: float | None = None,
@@ -67,6 +77,35 @@ def publish_domain_event(
     *,
     using: str | None = None,
     deliver_at: datetime | None = None,
+    options: Options = (),
+) -> DomainEvent: ...
+
+
+@overload
+def publish_domain_event(
+    routing_key: TypedEvent | DomainEvent,
+    *,
+    domain_object_id: str | None = None,
+    uuid_string: str | None = None,
+    timestamp: float | None = None,
+    connection_settings: str | None = "",
+    using: str | None = None,
+    deliver_at: datetime | None = None,
+    options: Options = (),
+) -> DomainEvent: ...
+
+
+def publish_domain_event(
+    routing_key: str | TypedEvent | DomainEvent,
+    data: Any = _REQUIRED,
+    domain_object_id: str | None = None,
+    uuid_string: str | None = None,
+    timestamp: float | None = None,
+    connection_settings: str | None = "",
+    *,
+    using: str | None = None,
+    deliver_at: datetime | None = None,
+    options: Options = (),
 ) -> DomainEvent:
     """Publish that something happened.
 
@@ -75,8 +114,9 @@ def publish_domain_event(
     rolls back, none ever sees it. Without Django, or for another broker than the default
     one, it is sent at once, and this returns when the broker has confirmed it.
 
-    :param routing_key: of the form ``<DOMAIN>.<EVENT_TYPE>``, such as ``"user.registered"``.
-    :param data: what happened; must be JSON serialisable.
+    :param routing_key: of the form ``<DOMAIN>.<EVENT_TYPE>``, such as ``"user.registered"``. Or a
+        typed event, which has key and data: see :class:`domain_event_broker.EventModel`.
+    :param data: what happened; must be JSON serialisable, or a dataclass.
     :param domain_object_id: the object it happened to. Events with the same one leave the
         outbox in the order in which they were published.
     :param uuid_string: identity of the event; a new one if ``None``.
@@ -85,23 +125,26 @@ def publish_domain_event(
         the event is made and checked, and not published.
     :param using: alias of the Django database whose transaction the event belongs to.
     :param deliver_at: not sent before this time (aware datetime; needs the outbox).
+    :param options: what the broker is asked to do with it: see :mod:`domain_event_broker.options`.
     :return: the event.
     :raises InvalidEvent: it cannot be sent as it is; nothing was stored.
+    :raises UnsupportedOption: the options are for another broker than the one it goes to.
     :raises OutboxUnavailable: it could not be stored; the transaction cannot commit.
     :raises PublishFailed: (sent at once) the broker did not store it.
     :raises BrokerUnavailable: (sent at once) the broker did not confirm it; it may have it.
     """
-    event = DomainEvent(routing_key, data, domain_object_id, uuid_string, timestamp)
-    _publish([event], connection_settings, using, deliver_at)
+    event = _event(routing_key, data, domain_object_id, uuid_string, timestamp)
+    _publish([event], connection_settings, using, deliver_at, options)
     return event
 
 
 def publish_domain_events(
-    events: Iterable[DomainEvent],
+    events: Iterable[DomainEvent | TypedEvent],
     connection_settings: str | None = "",
     *,
     using: str | None = None,
     deliver_at: datetime | None = None,
+    options: Options = (),
 ) -> list[DomainEvent]:
     """Publish many events at once, in order: one statement on the outbox, one batch to the broker.
 
@@ -110,20 +153,16 @@ def publish_domain_events(
 
     :return: the events.
     """
-    listed = list(events)
-    for event in listed:
-        if not isinstance(event, DomainEvent):
-            raise InvalidEvent(
-                f"publish_domain_events() takes DomainEvent objects, not {type(event).__name__}"
-            )
+    listed = [to_event(event) for event in events]
     if listed:
-        _publish(listed, connection_settings, using, deliver_at)
+        _publish(listed, connection_settings, using, deliver_at, options)
     return listed
 
 
+@overload
 async def apublish_domain_event(
     routing_key: str,
-    data: dict[str, Any],
+    data: Any,
     domain_object_id: str | None = None,
     uuid_string: str | None = None,
     timestamp: float | None = None,
@@ -131,6 +170,35 @@ async def apublish_domain_event(
     *,
     using: str | None = None,
     deliver_at: datetime | None = None,
+    options: Options = (),
+) -> DomainEvent: ...
+
+
+@overload
+async def apublish_domain_event(
+    routing_key: TypedEvent | DomainEvent,
+    *,
+    domain_object_id: str | None = None,
+    uuid_string: str | None = None,
+    timestamp: float | None = None,
+    connection_settings: str | None = "",
+    using: str | None = None,
+    deliver_at: datetime | None = None,
+    options: Options = (),
+) -> DomainEvent: ...
+
+
+async def apublish_domain_event(
+    routing_key: str | TypedEvent | DomainEvent,
+    data: Any = _REQUIRED,
+    domain_object_id: str | None = None,
+    uuid_string: str | None = None,
+    timestamp: float | None = None,
+    connection_settings: str | None = "",
+    *,
+    using: str | None = None,
+    deliver_at: datetime | None = None,
+    options: Options = (),
 ) -> DomainEvent:
     """Publish from a coroutine; as :func:`publish_domain_event` otherwise.
 
@@ -138,10 +206,28 @@ async def apublish_domain_event(
     its own. To publish together with other rows, put both into one function, and call that
     with ``sync_to_async``.
     """
-    event = DomainEvent(routing_key, data, domain_object_id, uuid_string, timestamp)
-    publish = partial(_publish, [event], connection_settings, using, deliver_at)
-    await (_outbox.in_async(publish)() if _outbox is not None else asyncio.to_thread(publish))
+    event = _event(routing_key, data, domain_object_id, uuid_string, timestamp)
+    publish = partial(_publish, [event], connection_settings, using, deliver_at, options)
+    if _outbox is not None:
+        await _outbox.in_async(publish)()
+    else:
+        # Whoever calls this has it loaded; whoever does not shall not wait for it.
+        from asyncio import to_thread
+
+        await to_thread(publish)
     return event
+
+
+def to_event(event: DomainEvent | TypedEvent) -> DomainEvent:
+    """Return the event that is published for ``event``.
+
+    :raises InvalidEvent: it is neither an event nor a typed one, or cannot be published.
+    """
+    if isinstance(event, DomainEvent):
+        return event
+    if not hasattr(event, "to_event") or isinstance(event, type):
+        raise InvalidEvent(f"{event!r} is neither a DomainEvent nor an instance of an EventModel")
+    return event.to_event()
 
 
 class Publisher:
@@ -180,15 +266,17 @@ class Publisher:
         if transport is not None:
             transport.close()
 
-    def publish(self, message: bytes | str | DomainEvent, routing_key: str | None = None) -> None:
+    def publish(
+        self, message: bytes | str | DomainEvent | TypedEvent, routing_key: str | None = None
+    ) -> None:
         """Send one event, and return when the broker has confirmed it.
 
-        :param message: an event, or the body of one.
+        :param message: an event, typed or not, or the body of one.
         :param routing_key: key to send it with, if not its own.
         :raises PublishFailed: the broker did not store it.
         :raises BrokerUnavailable: the broker did not confirm it; it may have it.
         """
-        made = _to_message(message, routing_key)
+        made = _to_message(message, routing_key, self._settings)
         self.publish_many([bodies_of(self._settings).seal(made) if self._settings else made])
 
     def publish_many(self, messages: Sequence[Message]) -> None:
@@ -263,8 +351,10 @@ def _publish(
     connection_settings: str | None,
     using: str | None,
     deliver_at: datetime | None,
+    options: Options,
 ) -> None:
     settings = config.resolve(connection_settings)
+    _apply_options(events, options, settings)
     if settings is None:
         for event in events:
             encode(event)
@@ -281,6 +371,36 @@ def _publish(
         _direct.send(settings, messages)
 
 
+def _event(
+    what: str | TypedEvent | DomainEvent,
+    data: Any,
+    domain_object_id: str | None,
+    uuid_string: str | None,
+    timestamp: float | None,
+) -> DomainEvent:
+    """Return the event that the arguments of :func:`publish_domain_event` describe."""
+    if not isinstance(what, DomainEvent) and not hasattr(what, "to_event"):
+        if data is _REQUIRED:
+            raise TypeError("publish_domain_event() missing 1 required positional argument: 'data'")
+        return DomainEvent(what, data, domain_object_id, uuid_string, timestamp)
+    if data is not _REQUIRED:
+        raise TypeError(f"{type(what).__name__} has data of its own: publish_domain_event() takes no other")
+    event = to_event(what)
+    given = {"domain_object_id": domain_object_id, "uuid_string": uuid_string, "timestamp": timestamp}
+    for name, value in given.items():
+        if value is not None:
+            setattr(event, name, value)
+    return event
+
+
+def _apply_options(events: Sequence[DomainEvent], options: Options, settings: BrokerSettings | None) -> None:
+    layers = event_options.listed(options)
+    if layers or any(event.options for event in events):
+        scheme = config.scheme(settings.url[0]) if settings is not None else None
+        for event in events:
+            event_options.apply(event, layers, scheme)
+
+
 def _is_default(connection_settings: str | None, settings: BrokerSettings) -> bool:
     if connection_settings == "":
         return True
@@ -294,9 +414,13 @@ def _publisher_for(settings: BrokerSettings) -> Publisher:
     return publisher
 
 
-def _to_message(message: bytes | str | DomainEvent, routing_key: str | None) -> Message:
-    if isinstance(message, DomainEvent):
-        made = encode(message)
+def _to_message(
+    message: bytes | str | DomainEvent | TypedEvent, routing_key: str | None, settings: BrokerSettings | None
+) -> Message:
+    if isinstance(message, DomainEvent) or hasattr(message, "to_event"):
+        event = to_event(message)
+        _apply_options([event], (), settings)
+        made = encode(event)
         return replace(made, routing_key=routing_key) if routing_key else made
     body = message.encode("utf-8") if isinstance(message, str) else bytes(message)
     try:

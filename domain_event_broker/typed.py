@@ -19,7 +19,7 @@ from __future__ import annotations
 import enum
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -34,10 +34,11 @@ from domain_event_broker.errors import (
     NewerSchemaVersion,
 )
 from domain_event_broker.events import HEADER_SCHEMA_VERSION, DomainEvent
+from domain_event_broker.options import EventOptions, listed
 from domain_event_broker.routing import check_binding_key
 
 try:
-    from pydantic import BaseModel, ConfigDict, ValidationError
+    from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
     from pydantic_core import PydanticSerializationError
 except ImportError as error:
     raise MissingDependency(
@@ -63,6 +64,7 @@ class Declaration:
     object_id: str | None = None
     accept_newer: bool = False
     unversioned: int = 1
+    options: tuple[EventOptions, ...] = ()
     upcasters: dict[int, Upcaster] = field(default_factory=dict)
 
     def words(self) -> list[tuple[str, bool]]:
@@ -86,11 +88,15 @@ class EventModel(BaseModel):
     :param accept_newer: whether an event of a newer version than this is handled as far as it is
         understood, and not dead-lettered.
     :param unversioned: the version that an event without one has.
+    :param options: what the broker is asked to do with these events: see
+        :mod:`domain_event_broker.options`.
     """
 
     model_config = ConfigDict(frozen=True)
 
     __event__: ClassVar[Declaration] = Declaration()
+
+    _options: tuple[EventOptions, ...] = PrivateAttr(default=())
 
     # For type checkers, and for those who look at the signature: pydantic calls the one below, when
     # the fields are known.
@@ -102,13 +108,15 @@ class EventModel(BaseModel):
         object_id: str | None = None,
         accept_newer: bool | None = None,
         unversioned: int | None = None,
+        options: EventOptions | Iterable[EventOptions] | None = None,
         **unknown: Any,
     ) -> None:
         """Refuse what neither this nor pydantic knows; pydantic hands the rest on."""
         if unknown:
             raise ConfigurationError(
                 f"{cls.__qualname__}: unknown argument {', '.join(unknown)}; a class of events takes "
-                "routing_key, version, object_id, accept_newer, unversioned, and what a pydantic model takes"
+                "routing_key, version, object_id, accept_newer, unversioned, options, and what a pydantic "
+                "model takes"
             )
         super().__init_subclass__()
 
@@ -118,6 +126,8 @@ class EventModel(BaseModel):
         super().__pydantic_init_subclass__()
         inherited = cls.__event__
         known = {name: value for name, value in given.items() if value is not None}
+        if "options" in known:
+            known["options"] = listed(known["options"])
         # A class with a key or a version of its own has another history.
         history = {} if {"routing_key", "version"} & set(known) else inherited.upcasters
         cls.__event__ = replace(inherited, **known, upcasters=history)
@@ -186,7 +196,17 @@ class EventModel(BaseModel):
         key = declared.object_id and _text(self, declared.object_id)
         event: DomainEvent = DomainEvent(".".join(words), _dumped(self), key)
         event.headers = {HEADER_SCHEMA_VERSION: declared.version}
+        event.options = (*declared.options, *self._options)
         return event
+
+    def with_options(self, *options: EventOptions) -> Self:
+        """Return a copy that is published with these options, on top of those that it has.
+
+        :raises InvalidEvent: something is no options.
+        """
+        copy = self.model_copy()
+        copy._options = (*self._options, *listed(options))
+        return copy
 
 
 def _check_declaration(cls: type[EventModel]) -> None:
