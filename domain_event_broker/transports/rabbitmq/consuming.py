@@ -176,12 +176,14 @@ class Consumer:
         self, method: pika.spec.Basic.Deliver, properties: pika.BasicProperties, body: bytes
     ) -> Delivery:
         queue = self.subscription.name
+        if method.exchange:
+            properties = wire.as_published(properties)
         return Delivery(
             queue=queue,
             body=body,
             routing_key=wire.original_routing_key(properties, method.routing_key, queue),
             event_id=wire.event_id_of(properties),
-            headers=properties.headers or {},
+            headers=wire.received_headers(properties),
             retries=wire.header_number(properties, HEADER_ATTEMPT),
             crashes=wire.header_number(properties, "x-delivery-count"),
             token=Token(self, method.delivery_tag, properties),
@@ -190,6 +192,27 @@ class Consumer:
 
 def _nothing(_reply: object) -> None:
     """Take note of a reply that nobody waits for."""
+
+
+def token_of(delivery: Delivery) -> Token:
+    """Return what is needed to answer for a delivery."""
+    token: Token = delivery.token
+    return token
+
+
+def by_consumer(deliveries: Iterable[Delivery]) -> list[tuple[Consumer, list[int]]]:
+    """Return the numbers of deliveries, with the consumer that each of them came to."""
+    found: dict[int, tuple[Consumer, list[int]]] = {}
+    for delivery in deliveries:
+        token = token_of(delivery)
+        found.setdefault(id(token.consumer), (token.consumer, []))[1].append(token.tag)
+    return list(found.values())
+
+
+def acknowledge(deliveries: Iterable[Delivery]) -> None:
+    """Acknowledge deliveries."""
+    for consumer, tags in by_consumer(deliveries):
+        consumer.ack(tags)
 
 
 class Early:

@@ -18,12 +18,17 @@ import pika
 
 from domain_event_broker.events import (
     HEADER_ATTEMPT,
+    HEADER_CODEC,
+    HEADER_CORRELATION_ID,
     HEADER_NOT_BEFORE,
+    HEADER_OPTIONS,
     HEADER_REPLAYS,
     HEADER_ROUTING_KEY,
     Message,
 )
 from domain_event_broker.failures import Failure, History, without_failure
+from domain_event_broker.options import RabbitMQOptions, read
+from domain_event_broker.retry import MAX_DELAY
 
 #: Written to disk by durable queues (AMQP 0-9-1, basic class, delivery-mode).
 PERSISTENT = 2
@@ -36,6 +41,12 @@ _LATEST = 2.0**63
 
 #: No number that this library writes into a header is greater; Unix time in milliseconds is less.
 _GREATEST = 2**53
+#: Milliseconds that a retry waits at most, and a day, for clocks that differ. Who asks for more is not us,
+#: and would hide an event for ever.
+_LONGEST_WAIT = int(MAX_DELAY * 1000) + 86_400_000
+
+#: Headers that subscribers write on copies, never publishers.
+_ON_COPIES = frozenset({HEADER_ATTEMPT, HEADER_NOT_BEFORE, HEADER_REPLAYS, HEADER_ROUTING_KEY})
 #: Bytes of the longest short string.
 _SHORT = 255
 
@@ -49,19 +60,65 @@ _KEPT = (
     "type",
     "app_id",
     "priority",
+    "reply_to",
+)
+
+#: Headers of ours that AMQP has properties for.
+_IN_PROPERTIES = frozenset({HEADER_CORRELATION_ID, HEADER_OPTIONS})
+#: Options that are properties as they are.
+_PROPERTIES = (
+    "delivery_mode",
+    "priority",
+    "content_type",
+    "content_encoding",
+    "reply_to",
+    "timestamp",
+    "type",
+    "app_id",
+    "user_id",
 )
 
 
 def for_message(message: Message) -> pika.BasicProperties:
-    """Return the properties an event is published with."""
-    return pika.BasicProperties(
+    """Return the properties an event is published with: ours, and those that its publisher asked for."""
+    properties = pika.BasicProperties(
         content_type="application/json",
+        content_encoding=_text(message.headers[HEADER_CODEC]) if HEADER_CODEC in message.headers else None,
         delivery_mode=PERSISTENT,
+        correlation_id=message.headers.get(HEADER_CORRELATION_ID) or message.event_id,
         message_id=message.event_id,
         timestamp=int(message.timestamp) if 0 < message.timestamp < _LATEST else None,
         type=message.routing_key,
         app_id="domain_event_broker",
-        headers=safe_headers(message.headers) or None,
+        headers=_headers_beside_properties(message.headers) or None,
+    )
+    if HEADER_OPTIONS in message.headers:
+        _apply(properties, read(message.headers, RabbitMQOptions.backend))
+    return properties
+
+
+def received_headers(properties: pika.BasicProperties) -> dict[str, Any]:
+    """Return all headers of a delivery, with those of ours that travel as properties."""
+    headers: dict[str, Any] = properties.headers or {}
+    story = properties.correlation_id
+    if not story or story == properties.message_id:
+        return headers
+    return {**headers, HEADER_CORRELATION_ID: _text(story)}
+
+
+def as_published(properties: pika.BasicProperties) -> pika.BasicProperties:
+    """Return properties less the headers that only subscribers write on their copies.
+
+    Copies go through the default exchange. What came through another one was written by a publisher,
+    who may have the permission for no more than that: it cannot say how often a handler failed, when it
+    may be called, or which routing key it was allowed to use.
+    """
+    headers = properties.headers
+    if not headers or _ON_COPIES.isdisjoint(headers):
+        return properties
+    kept = {name: getattr(properties, name) for name in _KEPT}
+    return pika.BasicProperties(
+        **kept, headers={name: value for name, value in headers.items() if name not in _ON_COPIES}
     )
 
 
@@ -143,7 +200,7 @@ def safe_headers(headers: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def plain_headers(properties: pika.BasicProperties) -> dict[str, str | int]:
     """Return the safe headers whose values every transport can carry."""
-    headers = safe_headers(properties.headers).items()
+    headers = safe_headers(received_headers(properties)).items()
     return {_text(name): value for name, value in headers if isinstance(value, (str, int))}
 
 
@@ -160,19 +217,21 @@ def original_routing_key(properties: pika.BasicProperties, routing_key: str, que
         of ours, and the key in the broker's record of it.
     """
     written = (properties.headers or {}).get(HEADER_ROUTING_KEY)
-    if isinstance(written, str):
+    death = _death(properties, queue)
+    if isinstance(written, str) and not death.get("exchange"):
         return written
-    keys = _death(properties, queue).get("routing-keys")
+    keys = death.get("routing-keys")
     return _text(keys[0] if isinstance(keys, list) and keys else routing_key)
 
 
 def failure_of(properties: pika.BasicProperties, queue: str) -> Failure | None:
     """Return why a dead letter of the handler ``queue`` is there: as we wrote it, or as the broker did."""
     headers = properties.headers or {}
-    written = Failure.from_headers(headers)
+    death = _death(properties, queue)
+    # Letters of ours carry no record of the broker's; beside one, ours would be somebody else's.
+    written = None if death else Failure.from_headers(headers)
     if written is not None:
         return written
-    death = _death(properties, queue)
     reason = death.get("reason") or headers.get("x-first-death-reason")
     if not reason:
         return None
@@ -198,7 +257,8 @@ def replays_of(properties: pika.BasicProperties) -> int:
 def wait_ms(properties: pika.BasicProperties) -> int:
     """Return the milliseconds for which a retried event shall not reach its handler yet."""
     not_before = header_number(properties, HEADER_NOT_BEFORE)
-    return max(0, not_before - now_ms()) if not_before else 0
+    wait = not_before - now_ms()
+    return wait if 0 < wait <= _LONGEST_WAIT else 0
 
 
 def now_ms() -> int:
@@ -209,6 +269,22 @@ def now_ms() -> int:
 def _without_failure(properties: pika.BasicProperties) -> pika.BasicProperties:
     kept = {name: getattr(properties, name) for name in _KEPT}
     return pika.BasicProperties(**kept, headers=without_failure(properties.headers or {}))
+
+
+def _headers_beside_properties(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the headers of a message that is published, without those that become properties."""
+    return {name: value for name, value in safe_headers(headers).items() if name not in _IN_PROPERTIES}
+
+
+def _apply(properties: pika.BasicProperties, options: Mapping[str, Any]) -> None:
+    for name in _PROPERTIES:
+        if name in options:
+            setattr(properties, name, options[name])
+    if "expires_in" in options:
+        properties.expiration = str(options["expires_in"])
+    elif "expires_at" in options:
+        # From when the relay sends it; too late already, it expires in the queue, where that is seen.
+        properties.expiration = str(max(0, options["expires_at"] - now_ms()))
 
 
 def _death(properties: pika.BasicProperties, queue: str) -> dict[str, Any]:
