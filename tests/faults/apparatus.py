@@ -22,6 +22,8 @@ from tests.harness.rabbitmq import PrivateRabbitMQ
 from tests.harness.waiting import TimedOut, wait_until
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+#: How a program of the project is run.
+INTERPRETER = (sys.executable, "-m", "tests.faults.project")
 DATABASE = "faults"
 #: Handlers that run; ``spy`` never does.
 HANDLERS = ("steady", "moody", "lethal", "slow")
@@ -41,16 +43,21 @@ class Program:
     """A process of the project, with what it printed in a file."""
 
     def __init__(
-        self, command: Sequence[str], environment: dict[str, str], log: Path, checkout: Path = CHECKOUT
+        self,
+        command: Sequence[str],
+        environment: dict[str, str],
+        log: Path,
+        checkout: Path = CHECKOUT,
+        interpreter: Sequence[str | Path] = INTERPRETER,
     ) -> None:
         self._command, self._environment, self.log = command, environment, log
-        self._checkout = checkout
+        self._checkout, self._interpreter = checkout, interpreter
         self.killed = False
         self.asked_to_stop = False
         with log.open("ab") as output:
             self._log_start = output.tell()
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.faults.project", *command],
+                [*interpreter, *command],
                 cwd=checkout,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -113,7 +120,7 @@ class Program:
 
     def again(self) -> Program:
         """Start another one like it."""
-        return Program(self._command, self._environment, self.log, self._checkout)
+        return Program(self._command, self._environment, self.log, self._checkout, self._interpreter)
 
 
 class Stage:
