@@ -289,6 +289,16 @@ class Migrating(Protocol):
         """
 
 
+class Pruning(Protocol):
+    """A transport whose bindings can be taken away."""
+
+    def unbind(self, queue: str, keys: Iterable[str]) -> None:
+        """Let events with these binding keys no longer come into a queue; what is in it stays.
+
+        Idempotent; a queue that does not exist has no bindings.
+        """
+
+
 # --- the outbox -------------------------------------------------------------------------
 
 

@@ -13,10 +13,12 @@ from django.utils import timezone
 
 from domain_event_broker.config import BrokerSettings
 from domain_event_broker.django.database import unavailable
+from domain_event_broker.django.known_queues import KnownQueues, Leftovers
 from domain_event_broker.django.models import HeldEvent, OutboxEvent, RelayHeartbeat, RelayLease
 from domain_event_broker.errors import DomainEventBrokerError
 from domain_event_broker.handlers import Handler
-from domain_event_broker.ports import QueueStats
+from domain_event_broker.ports import QueueStats, Transport
+from domain_event_broker.subscriber import subscription_of
 from domain_event_broker.transports import open_transport
 
 #: Waiting rows are counted no further than this.
@@ -58,11 +60,18 @@ class OutboxStatus:
 
 @dataclass(frozen=True, slots=True)
 class BrokerStatus:
-    """The queues of the handlers; with the reason in words where the broker cannot be asked."""
+    """The queues of the handlers; with the reason in words where the broker cannot be asked.
+
+    :param abandoned: queues whose handlers have left the code, and that hold events or go on
+        getting some.
+    :param surplus_keys: binding keys that handlers no longer ask for, and are still bound with.
+    """
 
     url: str
     queues: dict[str, QueueStats] = field(default_factory=dict)
     problem: str = ""
+    abandoned: dict[str, QueueStats] = field(default_factory=dict)
+    surplus_keys: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def outbox_status(alias: str) -> OutboxStatus:
@@ -94,17 +103,51 @@ def _outbox_status(alias: str) -> OutboxStatus:
 
 
 def broker_status(settings: BrokerSettings, handlers: Sequence[Handler]) -> BrokerStatus:
-    """Return the depths of the queues of ``handlers``; never raises for a broker that is away."""
+    """Return the depths of the queues of ``handlers``, which are all that there are.
+
+    Never raises for a broker that is away.
+    """
     try:
         transport = open_transport(settings)
     except DomainEventBrokerError as error:
         return BrokerStatus(settings.masked_url, problem=str(error))
     try:
-        return BrokerStatus(settings.masked_url, transport.stats([handler.name for handler in handlers]))
+        return _broker_status(transport, settings, handlers)
     except DomainEventBrokerError as error:
         return BrokerStatus(settings.masked_url, problem=str(error))
     finally:
         transport.close()
+
+
+def _broker_status(
+    transport: Transport, settings: BrokerSettings, handlers: Sequence[Handler]
+) -> BrokerStatus:
+    left = leftovers(settings, handlers)
+    names = [handler.name for handler in handlers]
+    stats = transport.stats([*names, *left.handlers])
+    return BrokerStatus(
+        settings.masked_url,
+        {name: stats[name] for name in names},
+        abandoned={
+            name: stats[name]
+            for name, keys in left.handlers.items()
+            if stats[name].exists and (keys or _holds_events(stats[name]))
+        },
+        surplus_keys={name: keys for name, keys in left.keys.items() if stats[name].exists},
+    )
+
+
+def leftovers(settings: BrokerSettings, handlers: Sequence[Handler]) -> Leftovers:
+    """Return what is bound and none of ``handlers`` asks for; nothing where no database knows."""
+    try:
+        subscriptions = [subscription_of(handler, settings.subscriber) for handler in handlers]
+        return KnownQueues(settings).leftovers(subscriptions)
+    except Error:
+        return Leftovers({}, {})
+
+
+def _holds_events(stats: QueueStats) -> bool:
+    return any((stats.ready, stats.in_flight, stats.delayed, stats.dead))
 
 
 def as_json(outbox: OutboxStatus, broker: BrokerStatus) -> dict[str, Any]:

@@ -161,6 +161,12 @@ class RabbitMQTransport:
         return moved
 
     @_translated
+    def unbind(self, queue: str, keys: Iterable[str]) -> None:
+        """Let events with these binding keys no longer come into a queue; what is in it stays."""
+        if self._topology().state(queue) is not None:
+            self._topology().unbind(queue, keys)
+
+    @_translated
     def stats(self, queues: Iterable[str]) -> dict[str, QueueStats]:
         """Return the depths of the queues of the named handlers; they need not exist.
 

@@ -69,9 +69,26 @@ class Command(BrokerCommand):
         header = ("HANDLER", "READY", "IN FLIGHT", "DELAYED", "DEAD", "CONSUMERS")
         lines = [_line(name, stats) for name, stats in broker.queues.items()]
         self.stdout.write(table(header, lines) if lines else "No handlers are declared.")
+        for text in _leftovers(broker):
+            self.stdout.write(self.style.WARNING(text))
 
 
 def _line(name: str, stats: QueueStats) -> tuple[str | int | None, ...]:
     if not stats.exists:
         return (f"{name} (no queue yet)", None, None, None, None, None)
     return (name, stats.ready, stats.in_flight, stats.delayed, stats.dead, stats.consumers)
+
+
+def _leftovers(broker: BrokerStatus) -> list[str]:
+    """Return what is left of earlier releases, each as a sentence."""
+    found = [
+        f"{name} has left the code, and its queue is there: {stats.ready:,} ready, "
+        f"{stats.delayed:,} delayed, {stats.dead:,} dead. 'declare_queues --prune' lets no more come in."
+        for name, stats in broker.abandoned.items()
+    ]
+    for name, keys in broker.surplus_keys.items():
+        listed = ", ".join(map(repr, keys))
+        found.append(
+            f"{name} still gets {listed}, which it no longer asks for: see 'declare_queues --prune'."
+        )
+    return found

@@ -13,11 +13,12 @@ from django.utils import autoreload
 
 from domain_event_broker.config import BrokerSettings
 from domain_event_broker.django.discovery import discover
+from domain_event_broker.django.known_queues import KnownQueues
 from domain_event_broker.django.management.base import OK, BrokerCommand, at_least, on_stop_signals
 from domain_event_broker.django.processes import supervise
 from domain_event_broker.django.terminal import table
 from domain_event_broker.handlers import Handler, describe
-from domain_event_broker.subscriber import Consumer
+from domain_event_broker.subscriber import Consumer, subscription_of
 
 #: Seconds between two looks of a child process at whether its parent still lives.
 ORPHAN_CHECK_SECONDS = 1.0
@@ -91,6 +92,7 @@ class Command(BrokerCommand):
         parent: int | None = None,
         reloading: bool = False,
     ) -> None:
+        KnownQueues(settings).remember(subscription_of(each, settings.subscriber) for each in handlers)
         consumer = Consumer(handlers, settings)
         if not reloading:  # the reloader has signals of its own, and runs this in a thread
             on_stop_signals(consumer.stop)
