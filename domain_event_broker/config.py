@@ -50,6 +50,7 @@ class OutboxSettings:
     :param poll_seconds: longest time between two looks for new events where no wake-up comes.
     :param listen: whether a relay on PostgreSQL waits with ``LISTEN`` on a connection of its
         own. Switch it off behind a pooler that shares sessions: it would never be woken there.
+    :param relay_task: whether each commit with events starts the Celery task ``relay_outbox``.
     """
 
     database: str | None = None
@@ -61,6 +62,7 @@ class OutboxSettings:
     lease_seconds: float = field(default=15.0, metadata={"most": _DAY})
     poll_seconds: float = field(default=1.0, metadata={"least": 0.01, "most": _DAY})
     listen: bool = True
+    relay_task: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,8 @@
     ├── OutboxUnavailable         the outbox table cannot be read or written
     │   └── OutboxNotMigrated     it does not exist yet
     └── InboxUnavailable          the inbox cannot be asked; nothing of the handler took effect
-        └── TransactionLost       the database went away while the handler ran
+        ├── TransactionLost       the database went away while the handler ran
+        └── TaskQueueUnavailable  the broker of Celery did not take the task of an event
 
     HandlerSignal                 raised by a handler, never by the library
     ├── Retry                     handle this event again, after a delay
@@ -135,6 +136,14 @@ class TransactionLost(InboxUnavailable):
 
     Its transaction was rolled back, or, if the connection was lost during COMMIT, the inbox
     knows whether it was not: calling the handler again is safe either way.
+    """
+
+
+class TaskQueueUnavailable(InboxUnavailable):
+    """The broker of Celery could not be reached, or did not take a task.
+
+    The event stays with the subscriber, which tries again. The task may be there, and then twice
+    under one id, that of the event.
     """
 
 

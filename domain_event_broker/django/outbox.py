@@ -16,6 +16,7 @@ from domain_event_broker.django import conf, wakeups
 from domain_event_broker.django.conf import outbox_alias
 from domain_event_broker.django.database import is_missing_table, not_migrated, to_field, unavailable
 from domain_event_broker.django.fate import Fate
+from domain_event_broker.django.kick import kicker
 from domain_event_broker.django.models import HeldEvent, OutboxEvent
 from domain_event_broker.django.rows import EVENT_COLUMNS, OUTBOX, event_values
 from domain_event_broker.errors import InvalidEvent
@@ -204,6 +205,8 @@ def _announcer(alias: str) -> Callable[[], None]:
     """Return one and the same callback for a database, so that a transaction has it only once."""
 
     def announce() -> None:
+        if conf.outbox_settings().relay_task:
+            kicker.kick(alias)
         wakeups.announce(alias)
 
     return announce

@@ -18,7 +18,7 @@ from tests.harness.waiting import wait_until
 #: Seconds until a command must have ended, and what a page promises must have been printed.
 PATIENCE = 60.0
 #: Commands that run until they are stopped, unless one of these options ends them by themselves.
-WORKERS = ("run_relay", "run_subscriber", "runserver")
+WORKERS = ("run_relay", "run_subscriber", "runserver", "celery")
 ENDING_OPTIONS = {"--once", "--drain", "--list", "--help"}
 #: Words of commands that change nothing, and show what workers have done so far.
 LOOKS = {"--dry-run", "broker_status"}

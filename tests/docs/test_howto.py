@@ -16,7 +16,7 @@ from tests.harness.waiting import wait_until
 #: Files of the quickstart that the pages build on.
 START = ("mysite/settings.py", "orders/models.py", "orders/services.py")
 #: Pages that need RabbitMQ, and have a test of their own.
-ON_RABBITMQ = ("migrate.rst",)
+ON_RABBITMQ = ("migrate.rst", "celery.rst")
 PAGES = [Page(path) for path in sorted((DOCS / "how-to").glob("*.rst")) if path.name not in ON_RABBITMQ]
 
 SUBSCRIBER = "python manage.py run_subscriber"
@@ -83,6 +83,10 @@ def test_services_on_the_older_library_can_be_moved_with_their_queues(
     reader.run("python manage.py declare_queues --check", ["billing-charge: in place"])
     reader.run("python manage.py replay_dlq billing-charge", ["billing-charge: replayed ...1/1 100%..."])
     reader.see(["charged {'total': 0}"], SUBSCRIBER)
+
+
+def test_events_start_tasks_and_tasks_relay_events(broker_project: Reader) -> None:
+    broker_project.follow(Page(DOCS / "how-to/celery.rst"))
 
 
 def test_settings_of_the_reference_are_accepted(project: Reader) -> None:
