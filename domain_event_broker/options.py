@@ -245,7 +245,8 @@ def listed(given: EventOptions | Iterable[EventOptions]) -> tuple[EventOptions, 
 
     :raises InvalidEvent: something is no options.
     """
-    layers: tuple[Any, ...] = (given,) if isinstance(given, EventOptions) else tuple(given)
+    several: Any = given
+    layers: tuple[Any, ...] = tuple(several) if isinstance(several, Iterable) else (several,)
     for layer in layers:
         if not isinstance(layer, EventOptions):
             raise InvalidEvent(f"options={layer!r} is none of EventOptions, RabbitMQOptions, ...")

@@ -19,13 +19,16 @@ themselves are written in :mod:`domain_event_broker.ports`.
 
 from __future__ import annotations
 
+from domain_event_broker.testing.envelopes import EnvelopePromises
 from domain_event_broker.testing.letters import DeadLetterPromises
 from domain_event_broker.testing.publishing import PublishingPromises
 from domain_event_broker.testing.receiving import ReceivingPromises
 from domain_event_broker.testing.settling import SettlingPromises
 
 
-class TransportContract(PublishingPromises, ReceivingPromises, SettlingPromises, DeadLetterPromises):
+class TransportContract(
+    PublishingPromises, ReceivingPromises, SettlingPromises, DeadLetterPromises, EnvelopePromises
+):
     """The promises of a transport, one test for each.
 
     Inherit it, fill in :meth:`~TransportWorkbench.open`, and run pytest.
