@@ -1,4 +1,4 @@
-"""Install what the tests start privately: RabbitMQ, PostgreSQL, MariaDB, Redis, and the browser Chromium.
+"""Install what the tests start privately: RabbitMQ, PostgreSQL, PgBouncer, MariaDB, Redis, Chromium.
 
     python3 -m tests.install_servers            # install those that are missing
     python3 -m tests.install_servers --list     # only say what is there

@@ -148,29 +148,41 @@ class Stage:
         )
         self.rabbitmq = rabbitmq or (PrivateRabbitMQ() if transport == "rabbitmq" else None)
         self._owns_broker = rabbitmq is None
+        self._proxies: list[Proxy] = []
         self._names = 0
 
     def __enter__(self) -> Stage:
+        try:
+            self._open()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _open(self) -> None:
         self.postgres.start()
         self.postgres.create_database(DATABASE)
-        self.database_proxy = Proxy(self.postgres.port)
+        self.database_proxy = self._proxy(self.postgres.port)
         if self.rabbitmq is not None:
             if self._owns_broker:
                 self.rabbitmq.start()
-            self.broker_proxy = Proxy(self.rabbitmq.port)
-        assert self.run("migrate", "--run-syncdb", "-v0").wait() == 0
+            self.broker_proxy = self._proxy(self.rabbitmq.port)
+        migrating = self.run("migrate", "--run-syncdb", "-v0")
+        assert migrating.wait() == 0, migrating.output()
         self.declare()
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.end_programs()
-        self.database_proxy.close()
+        for proxy in self._proxies:
+            proxy.close()
         self.postgres.close()
-        if self.rabbitmq is not None:
-            self.broker_proxy.close()
-            if self._owns_broker:
-                self.rabbitmq.close()
+        if self.rabbitmq is not None and self._owns_broker:
+            self.rabbitmq.close()
         rmtree(self.directory, ignore_errors=True)
+
+    def _proxy(self, port: int) -> Proxy:
+        self._proxies.append(Proxy(port))
+        return self._proxies[-1]
 
     def declare(self) -> None:
         """Make the queues of all handlers, all at once: each waits until its own are safe."""

@@ -101,7 +101,24 @@ REDIS = ServerSoftware(
     variable="TEST_REDIS_BIN",
 )
 
-# No server, but found and installed like one.
+PGBOUNCER = ServerSoftware(
+    name="PgBouncer",
+    program="pgbouncer",
+    folders=("/usr/sbin",),
+    package="pgbouncer",
+    services=("pgbouncer.service",),
+    variable="TEST_PGBOUNCER_BIN",
+)
+
+# No servers, but found and installed like them.
+FAKETIME = ServerSoftware(
+    name="faketime",
+    program="faketime",
+    folders=("/usr/bin",),
+    package="faketime",
+    services=(),
+    variable="TEST_FAKETIME_BIN",
+)
 CHROMIUM = ServerSoftware(
     name="Chromium",
     program="chromium",
@@ -111,7 +128,16 @@ CHROMIUM = ServerSoftware(
     variable="TEST_CHROMIUM_BIN",
 )
 
-ALL = (RABBITMQ, POSTGRESQL, MARIADB, REDIS, CHROMIUM)
+ALL = (RABBITMQ, POSTGRESQL, MARIADB, REDIS, PGBOUNCER, FAKETIME, CHROMIUM)
+
+
+def faketime_library() -> Path:
+    """Return the path of libfaketime, or raise ``ServerMissing`` which says how to get it."""
+    FAKETIME.require()
+    for pattern in ("/usr/lib/*/faketime/libfaketime.so.1", "/usr/lib*/faketime/libfaketime.so.1"):
+        for match in sorted(glob.glob(pattern)):
+            return Path(match)
+    raise ServerMissing("faketime: libfaketime.so.1 was not found below /usr/lib")
 
 
 def is_snap_only(software: ServerSoftware) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,7 +49,7 @@ class PrivatePostgreSQL(PrivateServer):
 
     def prepare(self) -> None:
         """Make the data directory."""
-        places = ["-D", str(self.directory / "data"), "-U", self.user_name]
+        places = ["-D", str(self._data), "-U", self.user_name]
         self.run_tool(
             self._binary.with_name("initdb"), *places, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"
         )
@@ -61,7 +62,7 @@ class PrivatePostgreSQL(PrivateServer):
             "unix_socket_directories": str(self.directory),
         }
         options = [f"--{name}={value}" for name, value in settings.items()]
-        return [self._binary, "-D", self.directory / "data", "-p", str(self.port), *options]
+        return [self._binary, "-D", self._data, "-p", str(self.port), *options]
 
     def is_ready(self) -> bool:
         """Tell whether a client may connect."""
@@ -71,6 +72,63 @@ class PrivatePostgreSQL(PrivateServer):
             return False
         return True
 
+    @property
+    def _data(self) -> Path:
+        return self.directory / "data"
+
     def _client_tool(self, name: str, *arguments: str) -> str:
         where = ["-h", "127.0.0.1", "-p", str(self.port), "-U", self.user_name]
-        return self.run_tool(self._binary.with_name(name), *where, *arguments)
+        return self._tool(name, *where, *arguments)
+
+    def _tool(self, name: str, *arguments: str | Path) -> str:
+        return self.run_tool(self._binary.with_name(name), *arguments)
+
+
+class PrivateStandby(PrivatePostgreSQL):
+    """A replica of a running server that streams from it, until :meth:`promote` makes it one of its own.
+
+    :param primary: commits there return when this one has written them, once it was named in
+        ``synchronous_standby_names`` of the primary: it is as ``standby``.
+    """
+
+    kind = "standby"
+
+    def __init__(self, primary: PrivatePostgreSQL, settings: Mapping[str, str] | None = None) -> None:
+        super().__init__(settings)
+        self._primary = primary
+
+    def prepare(self) -> None:
+        """Copy the primary."""
+        source = f"{self._primary.dsn()} application_name=standby".replace(" dbname=postgres", "")
+        self._tool("pg_basebackup", "-d", source, "-D", self._data, "-R", "-X", "stream", "-c", "fast")
+
+    def promote(self) -> None:
+        """Take over; return when it takes writes."""
+        self._tool("pg_ctl", "promote", "-w", "-D", self._data)
+
+
+class ClockedPostgreSQL(PrivatePostgreSQL):
+    """A server whose wall clock can be set, by way of libfaketime."""
+
+    def __init__(self, settings: Mapping[str, str] | None = None) -> None:
+        self._library = binaries.faketime_library()
+        super().__init__(settings)
+        self._clock = self.directory / "clock"
+        self.set_clock(0)
+
+    def set_clock(self, seconds: float) -> None:
+        """Let the clock be so many seconds ahead of the right time from now on; negative: behind."""
+        new = self.directory / "clock.new"
+        new.write_text(f"{seconds:+g}\n")
+        new.chmod(0o644)
+        new.rename(self._clock)
+
+    def environment(self) -> Mapping[str, str]:
+        """Return the environment of the server and its tools."""
+        return {
+            **os.environ,
+            "LD_PRELOAD": str(self._library),
+            "FAKETIME_TIMESTAMP_FILE": str(self._clock),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
