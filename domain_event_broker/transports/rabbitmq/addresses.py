@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import ssl
 import sys
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
@@ -12,6 +11,8 @@ import pika
 
 from domain_event_broker.config import mask, scheme
 from domain_event_broker.errors import ConfigurationError
+from domain_event_broker.masking import mask_text
+from domain_event_broker.transports.rabbitmq import tls
 
 #: Seconds between signs of life. A peer that went silent is noticed after about twice as long
 #: (https://www.rabbitmq.com/docs/heartbeats); more would leave its deliveries in limbo.
@@ -21,16 +22,13 @@ HEARTBEAT = 10
 #: memory or disk space (https://www.rabbitmq.com/docs/connection-blocked).
 BLOCKED_TIMEOUT = 20.0
 
-#: Files of a TLS connection, as parameters of the URL: ``amqps://host?cafile=/etc/ca.pem``.
-_TLS_PARAMETERS = ("cafile", "certfile", "keyfile", "server_hostname")
-
 
 def parameters(url: str) -> pika.URLParameters:
     """Return the connection parameters in ``url``, with our defaults for those it does not name.
 
     Beside pika's own parameters (``heartbeat``, ``connection_attempts``, ``ssl_options``, ...)
     an ``amqps:`` URL may have ``cafile``, ``certfile``, ``keyfile`` and ``server_hostname``. The
-    broker's certificate is always verified.
+    broker's certificate is verified, unless it has ``insecure_accept_any_certificate=yes``.
 
     :raises ConfigurationError: a part of the URL is wrong; the message has no password.
     """
@@ -39,20 +37,24 @@ def parameters(url: str) -> pika.URLParameters:
     except ConfigurationError:
         raise
     except (ValueError, TypeError, SyntaxError, OSError) as error:
-        raise ConfigurationError(f"broker URL {mask(url)!r}: {error}") from error
+        # Not as its cause: a traceback would show the parameters of the URL, and a password among them.
+        raise ConfigurationError(f"broker URL {mask(url)!r}: {mask_text(str(error))}") from None
 
 
 def _parameters(url: str) -> pika.URLParameters:
     _check(url)
-    plain, tls = _without_tls(url)
+    plain, given_tls = _without_tls(url)
     found = pika.URLParameters(plain)
     given = dict(parse_qsl(urlsplit(url).query))
     if "heartbeat" not in given:
         found.heartbeat = HEARTBEAT
     if "blocked_connection_timeout" not in given:
         found.blocked_connection_timeout = BLOCKED_TIMEOUT
-    if tls:
-        found.ssl_options = _ssl_options(found.host, tls)
+    if given_tls:
+        found.ssl_options = tls.options(found.host, given_tls)
+    if found.ssl_options is not None and tls.UNVERIFIED not in given_tls:
+        tls.check_verifying(url, found.ssl_options)
+        found.ssl_options.server_hostname = found.ssl_options.server_hostname or found.host
     found.client_properties = {"connection_name": _program(), **(found.client_properties or {})}
     return found
 
@@ -74,25 +76,13 @@ def _without_tls(url: str) -> tuple[str, dict[str, str]]:
     """Split our own TLS parameters off the URL; pika refuses those it does not know."""
     parts = urlsplit(url)
     pairs = parse_qsl(parts.query, keep_blank_values=True)
-    tls = {name: value for name, value in pairs if name in _TLS_PARAMETERS}
-    if tls and scheme(url) != "amqps":
+    ours = {name: value for name, value in pairs if name in tls.PARAMETERS}
+    if ours and scheme(url) != "amqps":
         raise ConfigurationError(
-            f"broker URL {mask(url)!r} names {', '.join(tls)}; that needs the scheme amqps:"
+            f"broker URL {mask(url)!r} names {', '.join(ours)}; that needs the scheme amqps:"
         )
-    rest = urlencode([(name, value) for name, value in pairs if name not in _TLS_PARAMETERS])
-    return urlunsplit(parts._replace(query=rest)), tls
-
-
-def _ssl_options(host: str, tls: dict[str, str]) -> pika.SSLOptions:
-    for name in ("cafile", "certfile", "keyfile"):
-        if name in tls and not Path(tls[name]).is_file():
-            raise ConfigurationError(
-                f"the file {tls[name]!r}, given as {name} in the broker URL, does not exist"
-            )
-    context = ssl.create_default_context(cafile=tls.get("cafile"))
-    if "certfile" in tls:
-        context.load_cert_chain(tls["certfile"], tls.get("keyfile"))
-    return pika.SSLOptions(context, tls.get("server_hostname", host))
+    rest = urlencode([(name, value) for name, value in pairs if name not in tls.PARAMETERS])
+    return urlunsplit(parts._replace(query=rest)), ours
 
 
 def _program() -> str:

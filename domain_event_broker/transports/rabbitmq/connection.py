@@ -8,6 +8,7 @@ whichever of them is waited for, the heartbeats of both are kept.
 from __future__ import annotations
 
 import logging
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,8 +22,9 @@ from pika.adapters.utils import connection_workflow
 
 from domain_event_broker.config import mask
 from domain_event_broker.errors import AccessRefused, BrokerUnavailable
-from domain_event_broker.transports.rabbitmq.addresses import parameters
+from domain_event_broker.transports.rabbitmq.addresses import BLOCKED_TIMEOUT, parameters
 from domain_event_broker.transports.rabbitmq.decoding import tolerate_any_value
+from domain_event_broker.transports.rabbitmq.tls import certificate_problem
 
 #: Seconds for the broker's reply to a command. Those of a queue whose members elect a leader
 #: come late, none comes while a majority of a cluster is away.
@@ -97,8 +99,14 @@ class Connection:
         self._loop = loop
         self._url = ""
         self._error: BaseException | None = None
+        #: Why the broker takes nothing in just now; empty: it does.
+        self.blocked = ""
+        #: Seconds to wait for a broker that takes nothing in.
+        self.blocked_timeout = BLOCKED_TIMEOUT
         self._pika = self._connect_any(urls)
         self._pika.add_on_close_callback(self._on_close)
+        self._pika.add_on_connection_blocked_callback(self._on_blocked)
+        self._pika.add_on_connection_unblocked_callback(self._on_unblocked)
 
     @property
     def is_open(self) -> bool:
@@ -159,6 +167,12 @@ class Connection:
     def _on_close(self, _connection: object, error: BaseException) -> None:
         self._error = error
 
+    def _on_blocked(self, _connection: object, frame: Any) -> None:
+        self.blocked = str(frame.method.reason) or "no reason given"
+
+    def _on_unblocked(self, _connection: object, _frame: object) -> None:
+        self.blocked = ""
+
     def _connect_any(self, urls: Sequence[str]) -> pika.SelectConnection:
         _quieten_pika()
         tolerate_any_value()
@@ -174,6 +188,9 @@ class Connection:
 
     def _connect(self, target: pika.URLParameters) -> Any:
         done: list[Any] = []
+        # How long to wait is decided where something waits; pika would end the connection.
+        self.blocked_timeout = target.blocked_connection_timeout or BLOCKED_TIMEOUT
+        target.blocked_connection_timeout = None
         pika.SelectConnection.create_connection([target], done.append, custom_ioloop=self._loop.ioloop)
         while not done:  # bounded by pika: stack_timeout times connection_attempts
             self._loop.run_until(lambda: done, REPLY_TIMEOUT)
@@ -300,10 +317,10 @@ def _root(error: BaseException) -> BaseException:
 def _text(error: BaseException) -> str:
     if isinstance(error, connection_workflow.AMQPConnectorStackTimeout):
         return "no AMQP answer in time (is it a RabbitMQ that listens there, and is TLS on at both ends?)"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return certificate_problem(error)
     if isinstance(error, pika.exceptions.ConnectionClosed):
         return f"{error.reply_text} ({error.reply_code})"
-    if isinstance(error, pika.exceptions.ConnectionBlockedTimeout):
-        return "it takes nothing in (memory or disk alarm)"
     return str(error) or type(error).__name__
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -13,9 +15,12 @@ import pika.spec
 
 from domain_event_broker.errors import BrokerUnavailable
 from domain_event_broker.events import HEADER_ATTEMPT
+from domain_event_broker.masking import one_line
 from domain_event_broker.ports import Delivery, Subscription
 from domain_event_broker.transports.rabbitmq import wire
 from domain_event_broker.transports.rabbitmq.connection import Connection
+
+logger = logging.getLogger(__name__)
 
 #: Processes that died with an event before it is suspected to be the cause. The broker counts for
 #: every event that was fetched ahead, so what waits behind the cause would be dead-lettered with it.
@@ -43,13 +48,20 @@ class Consumer:
 
     :param subscription: whose queue, and how many deliveries may be unanswered.
     :param arrived: called with each delivery as it comes in.
+    :param max_bytes: largest body that is handed out, where the queue can refuse others by itself.
     """
 
     def __init__(
-        self, connection: Connection, subscription: Subscription, arrived: Callable[[Delivery], None]
+        self,
+        connection: Connection,
+        subscription: Subscription,
+        arrived: Callable[[Delivery], None],
+        max_bytes: int,
     ) -> None:
         self.subscription = subscription
         self._arrived = arrived
+        refusing = subscription.queue_type == "quorum" and subscription.dead_letter
+        self._max_bytes = max_bytes if refusing else math.inf
         self._cancelled = False
         self._paused = False
         #: Deliveries without an answer, in the order of their numbers.
@@ -145,12 +157,32 @@ class Consumer:
     def _on_message(
         self, _channel: object, method: pika.spec.Basic.Deliver, properties: pika.BasicProperties, body: bytes
     ) -> None:
+        if len(body) > self._max_bytes:
+            self._refuse(method, len(body))
+            return
         self._open[method.delivery_tag] = None
         delivery = self._delivery(method, properties, body)
         self._excess.append(delivery)
         self._hand_out_excess()
         if self._careful and delivery.crashes < SUSPICIOUS:
             self._fetch_ahead()
+
+    def _refuse(self, method: pika.spec.Basic.Deliver, size: int) -> None:
+        """Let the broker dead-letter what is too large, before the next one is read.
+
+        A publisher of ours would not send it. Those fetched ahead would fill the memory, and so would
+        the copy that a dead letter of ours is.
+        """
+        self._channel.pika.basic_nack(method.delivery_tag, requeue=False)
+        logger.error(
+            "%s dead-lettered in %s: its body has %d bytes, and at most %d are allowed (setting "
+            "MAX_PAYLOAD_BYTES)",
+            one_line(str(method.routing_key)),
+            self.subscription.name,
+            size,
+            self._max_bytes,
+            extra={"handler": self.subscription.name, "outcome": "dead-lettered"},
+        )
 
     def _fetch_ahead(self) -> None:
         """Begin to consume anew, with the prefetch that is wanted: it holds for new consumers only.

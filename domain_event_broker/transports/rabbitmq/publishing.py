@@ -11,7 +11,7 @@ pika's own ``basic_publish``.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import pika
@@ -58,11 +58,17 @@ class Outgoing:
     body: bytes
 
 
+class BrokerBlocked(Exception):
+    """The broker takes nothing in just now; what was begun can be gone on with later."""
+
+
 class Sender:
     """Publishes over one connection."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
+        #: Whether the broker has answered for a message.
+        self.is_proven = False
         self._channel: _ConfirmChannel | None = None
 
     def send(self, messages: Sequence[Outgoing]) -> list[PublishOutcome]:
@@ -70,21 +76,12 @@ class Sender:
 
         :raises BrokerUnavailable: no answer came in time. Errors of pika pass through.
         """
-        outcomes: list[PublishOutcome | None] = [None] * len(messages)
-        self._send(messages, outcomes, WINDOW)
-        while None in outcomes:
-            # The broker closed the channel because of one message, and does not say which: it may
-            # be larger than its max_message_size, or have a routing key that is forbidden. Those
-            # without an answer go again, one by one: some may be stored twice, but the culprit
-            # is found and the others get through.
-            self._send_one_by_one(messages, outcomes, WINDOW)
-            self._send(messages, outcomes, WINDOW)
-        return [outcome for outcome in outcomes if outcome is not None]
+        return Sending(self, messages).go_on(patient=True)
 
     def refusal(self, message: Outgoing) -> str:
         """Return why a message cannot be encoded, or an empty string. Nothing is sent."""
         try:
-            self._open().encode(message)
+            self.open().encode(message)
         except Exception as error:  # pika raises about anything for values it cannot encode
             return _not_encodable(error)
         return ""
@@ -95,25 +92,71 @@ class Sender:
             return message
         return replace(message, properties=wire.slim(message.properties))
 
-    def _send(self, messages: Sequence[Outgoing], outcomes: list[PublishOutcome | None], window: int) -> None:
-        todo = [index for index, outcome in enumerate(outcomes) if outcome is None]
-        if todo:
-            _Batch(self.connection, self._open(), messages, outcomes, todo).run(window)
-
-    def _send_one_by_one(
-        self, messages: Sequence[Outgoing], outcomes: list[PublishOutcome | None], limit: int
-    ) -> None:
-        for index in [index for index, outcome in enumerate(outcomes) if outcome is None][:limit]:
-            channel = self._open()
-            _Batch(self.connection, channel, messages, outcomes, [index]).run(1)
-            if outcomes[index] is None:
-                text = f"the broker refused it: {channel.reason_text}"
-                outcomes[index] = PublishOutcome(Stored.REFUSED, text)
-
-    def _open(self) -> _ConfirmChannel:
+    def open(self) -> _ConfirmChannel:
+        """Return the channel, or a new one if the broker has closed it."""
         if self._channel is None or self._channel.channel.reason is not None:
             self._channel = _ConfirmChannel(self.connection)
         return self._channel
+
+
+class Sending:
+    """Messages on their way, in order."""
+
+    def __init__(self, sender: Sender, messages: Sequence[Outgoing]) -> None:
+        self._sender = sender
+        self._messages = messages
+        self._outcomes: list[PublishOutcome | None] = [None] * len(messages)
+        self._rest = self._batches()
+        self._batch: _Batch | None = None
+
+    def go_on(self, patient: bool) -> list[PublishOutcome]:
+        """Return the broker's answers in order, when all are there.
+
+        :param patient: wait for a broker that takes nothing in, so long as the connection allows.
+        :raises BrokerBlocked: it takes nothing in, and we are not patient; call again later.
+        :raises BrokerUnavailable: no answer came in time. Errors of pika pass through.
+        """
+        while True:
+            batch = self._batch or next(self._rest, None)
+            if batch is None:
+                return [outcome for outcome in self._outcomes if outcome is not None]
+            self._batch = batch
+            batch.run(patient)
+            self._batch = None
+
+    def _batches(self) -> Iterator[_Batch]:
+        if not self._sender.is_proven and self._messages:
+            # Short of memory or disk space, the broker tells a new connection so when the first
+            # message comes, and takes what was sent to it when that is over, even if we have
+            # given up meanwhile: each try leaves one duplicate there, and not a whole batch.
+            yield from self._one_by_one(1)
+            self._sender.is_proven = True
+        yield from self._all()
+        while self._unanswered():
+            # The broker closed the channel because of one message, and does not say which: it may
+            # be larger than its max_message_size, or have a routing key that is forbidden. Those
+            # without an answer go again, one by one: some may be stored twice, but the culprit
+            # is found and the others get through.
+            yield from self._one_by_one(WINDOW)
+            yield from self._all()
+
+    def _all(self) -> Iterator[_Batch]:
+        if todo := self._unanswered():
+            yield self._make_batch(todo)
+
+    def _one_by_one(self, limit: int) -> Iterator[_Batch]:
+        for index in self._unanswered()[:limit]:
+            batch = self._make_batch([index])
+            yield batch
+            if self._outcomes[index] is None:
+                text = f"the broker refused it: {batch.channel.reason_text}"
+                self._outcomes[index] = PublishOutcome(Stored.REFUSED, text)
+
+    def _unanswered(self) -> list[int]:
+        return [index for index, outcome in enumerate(self._outcomes) if outcome is None]
+
+    def _make_batch(self, todo: Sequence[int]) -> _Batch:
+        return _Batch(self._sender.connection, self._sender.open(), self._messages, self._outcomes, todo)
 
 
 class _ConfirmChannel:
@@ -183,8 +226,8 @@ class _Batch:
         outcomes: list[PublishOutcome | None],
         todo: Sequence[int],
     ) -> None:
+        self.channel = channel
         self._connection = connection
-        self._channel = channel
         self._messages = messages
         self._outcomes = outcomes
         self._todo = todo
@@ -194,25 +237,27 @@ class _Batch:
         self._lowest = self._return_from = channel.last_tag + 1
         self._unroutable: set[int] = set()
 
-    def run(self, window: int) -> None:
+    def run(self, patient: bool) -> None:
         """Send until all are answered, or the broker closed the channel because of one of them.
 
-        :raises pika.exceptions.ChannelClosedByBroker: it was closed for another reason.
+        :raises BrokerBlocked: the broker takes nothing in, and we are not patient; call again later.
+        :raises pika.exceptions.ChannelClosedByBroker: the channel was closed for another reason.
         """
-        self._channel.batch = self
-        try:
-            while self._is_open() and (self._sent < len(self._todo) or self._unanswered):
-                self._write(window)
-                self._wait(window)
-        finally:
-            self._channel.batch = None
+        self.channel.batch = self
+        while self._is_open() and (self._sent < len(self._todo) or self._unanswered):
+            if not self._connection.blocked:
+                self._write()
+            elif not patient:
+                raise BrokerBlocked(self._connection.blocked)
+            self._wait()
+        self.channel.batch = None
 
     def answered(self, tag: int, multiple: bool, positive: bool) -> None:
         """Note the broker's answer to one message, or to all up to it."""
         if not multiple:
             self._settle(tag, positive)
             return
-        last = tag or self._channel.last_tag  # 0 stands for all there are (AMQP 0-9-1, basic.ack)
+        last = tag or self.channel.last_tag  # 0 stands for all there are (AMQP 0-9-1, basic.ack)
         for each in range(self._lowest, last + 1):
             self._settle(each, positive)
         self._lowest = max(self._lowest, last + 1)
@@ -224,7 +269,7 @@ class _Batch:
         publishing and before the answer, so it is the first one after the last return that
         looks like it; two that look alike are routed alike.
         """
-        for tag in range(max(self._return_from, self._lowest), self._channel.last_tag + 1):
+        for tag in range(max(self._return_from, self._lowest), self.channel.last_tag + 1):
             index = self._unanswered.get(tag)
             if index is not None and self._looks_like(index, routing_key, message_id):
                 self._unroutable.add(tag)
@@ -246,47 +291,51 @@ class _Batch:
         else:
             self._outcomes[index] = _UNROUTABLE if tag in self._unroutable else _STORED
 
-    def _write(self, window: int) -> None:
+    def _write(self) -> None:
         frames: list[bytes] = []
-        while self._sent < len(self._todo) and self._has_room(window):
+        while self._sent < len(self._todo) and self._has_room():
             index = self._todo[self._sent]
             self._sent += 1
             try:
-                frames.append(self._channel.encode(self._messages[index]))
+                frames.append(self.channel.encode(self._messages[index]))
             except Exception as error:  # pika raises about anything for values it cannot encode
                 self._outcomes[index] = PublishOutcome(Stored.REFUSED, _not_encodable(error))
                 continue
-            self._channel.last_tag += 1
-            self._unanswered[self._channel.last_tag] = index
+            self.channel.last_tag += 1
+            self._unanswered[self.channel.last_tag] = index
             self._unanswered_bytes += len(self._messages[index].body)
         if frames:
             self._connection.write(b"".join(frames))
 
-    def _has_room(self, window: int) -> bool:
+    def _has_room(self) -> bool:
         room = not self._unanswered or self._unanswered_bytes < WINDOW_BYTES
-        return room and len(self._unanswered) < window
+        return room and len(self._unanswered) < WINDOW
 
-    def _half_free(self, window: int) -> bool:
-        return len(self._unanswered) <= window // 2 and self._unanswered_bytes <= WINDOW_BYTES // 2
+    def _half_free(self) -> bool:
+        return len(self._unanswered) <= WINDOW // 2 and self._unanswered_bytes <= WINDOW_BYTES // 2
 
-    def _wait(self, window: int) -> None:
-        """Wait until all are answered, or half of the window is free for more."""
-        pending = len(self._unanswered)
+    def _wait(self) -> None:
+        """Wait until all are answered, or half of the window is free for more, or it is of no more use."""
+        pending, blocked = len(self._unanswered), self._connection.blocked
 
         def progress() -> bool:
-            answered = not self._unanswered or (self._sent < len(self._todo) and self._half_free(window))
-            return answered or self._channel.channel.reason is not None
+            answered = not self._unanswered or (self._sent < len(self._todo) and self._half_free())
+            closed = self.channel.channel.reason is not None
+            return answered or closed or self._connection.blocked != blocked
 
-        while not self._connection.run_until(progress, CONFIRM_TIMEOUT):
-            if len(self._unanswered) == pending:
-                raise BrokerUnavailable(
-                    f"the broker did not confirm {pending} messages within {CONFIRM_TIMEOUT:g} s; "
-                    "they may be stored or not"
-                )
-            pending = len(self._unanswered)
+        timeout = self._connection.blocked_timeout if blocked else CONFIRM_TIMEOUT
+        if self._connection.run_until(progress, timeout):
+            return
+        if blocked:
+            raise BrokerUnavailable(f"the broker takes nothing in ({blocked}): a memory or disk alarm")
+        if len(self._unanswered) == pending:
+            raise BrokerUnavailable(
+                f"the broker did not confirm {pending} messages within {CONFIRM_TIMEOUT:g} s; "
+                "they may be stored or not"
+            )
 
     def _is_open(self) -> bool:
-        reason = self._channel.channel.reason
+        reason = self.channel.channel.reason
         if reason is None:
             return True
         if _blames_one_message(reason):

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import ParamSpec, TypeVar
 
+import pika.exceptions
+
 from domain_event_broker.config import BrokerSettings
 from domain_event_broker.errors import BrokerUnavailable
 from domain_event_broker.events import HEADER_NOT_BEFORE, Message
@@ -22,15 +24,24 @@ from domain_event_broker.ports import (
     Stored,
     Subscription,
 )
+from domain_event_broker.transports.rabbitmq import exchange, wire
 from domain_event_broker.transports.rabbitmq import topology as queues
-from domain_event_broker.transports.rabbitmq import wire
 from domain_event_broker.transports.rabbitmq.connection import PIKA_ERRORS, Connection, Loop, broker_errors
-from domain_event_broker.transports.rabbitmq.consuming import Consumer, Early, Token
+from domain_event_broker.transports.rabbitmq.consuming import (
+    Consumer,
+    Early,
+    acknowledge,
+    by_consumer,
+    token_of,
+)
 from domain_event_broker.transports.rabbitmq.deadletters import RabbitMQDeadLetters
 from domain_event_broker.transports.rabbitmq.ladder import LADDER_MS, step_for
 from domain_event_broker.transports.rabbitmq.migrating import Migration
+from domain_event_broker.transports.rabbitmq.moving import Mover
 from domain_event_broker.transports.rabbitmq.publishing import Outgoing, Sender
 from domain_event_broker.transports.rabbitmq.topology import Layout, QueueSpec, Topology
+
+_NOT_FOUND = 404
 
 #: Deliveries counted by the broker from which on an event is given back as a copy, which counts anew:
 #: well below the limit, for others may take some before the next stop.
@@ -73,6 +84,8 @@ class RabbitMQTransport:
         self._known_topology: Topology | None = None
         self._sender: Sender | None = None
         self._knows_exchange: Sender | None = None
+        self._bindings: exchange.Bindings | None = None
+        self._mover = Mover(self._any_sender, self._declare_again)
         self._consumers: dict[str, Consumer] = {}
         self._layouts: dict[str, Layout] = {}
         self._renewed: dict[str, float] = {}
@@ -98,10 +111,18 @@ class RabbitMQTransport:
         accepted = [index for index, refused in enumerate(outcomes) if refused is None]
         if accepted:
             sender = self._sender_to_exchange()
-            sent = sender.send([self._outgoing(messages[index]) for index in accepted])
+            sent = self._send(sender, [self._outgoing(messages[index]) for index in accepted])
             for index, outcome in zip(accepted, sent, strict=True):
                 outcomes[index] = outcome
         return [outcome for outcome in outcomes if outcome is not None]
+
+    def _send(self, sender: Sender, messages: Sequence[Outgoing]) -> list[PublishOutcome]:
+        try:
+            return sender.send(messages)
+        except pika.exceptions.ChannelClosedByBroker as error:
+            if error.reply_code == _NOT_FOUND:
+                raise exchange.missed(self._settings) from error
+            raise
 
     def _refusal(self, message: Message) -> PublishOutcome | None:
         limit = self._settings.max_payload_bytes
@@ -130,7 +151,9 @@ class RabbitMQTransport:
             return
         if known is not None:
             known.close()
-        self._consumers[subscription.name] = Consumer(self._receiver(), subscription, self._arrived.append)
+        self._consumers[subscription.name] = Consumer(
+            self._receiver(), subscription, self._arrived.append, self._settings.max_payload_bytes
+        )
 
     @_translated
     def declare(self, subscription: Subscription) -> None:
@@ -208,6 +231,7 @@ class RabbitMQTransport:
         if limit > 0:
             self._resume()
         self._loop.turn()
+        self._keep_house()
         while True:
             self._ensure_alive()
             self._sort_arrived()
@@ -217,6 +241,14 @@ class RabbitMQTransport:
                 self._woken = False
                 return found
             self._loop.run_until(self._has_news, self._early.next_in(left))
+
+    def _keep_house(self) -> None:
+        """Do what is to be done from time to time: a subscriber receives at least every few seconds."""
+        self._mover.go_on()
+        if self._consumers:
+            if self._bindings is None:
+                self._bindings = exchange.Bindings(self._topology(), self._settings)
+            self._bindings.keep([consumer.subscription for consumer in self._consumers.values()])
 
     def _resume(self) -> None:
         for consumer in self._consumers.values():
@@ -242,19 +274,19 @@ class RabbitMQTransport:
 
     def _sort_arrived(self) -> None:
         """Tell apart what is due, what comes due in a moment, and what must wait in a queue again."""
-        again: list[Settlement] = []
+        again: list[tuple[Delivery, Outgoing]] = []
         while self._arrived:
             delivery = self._arrived.popleft()
-            wait = wire.wait_ms(delivery.token.properties)
+            wait = wire.wait_ms(token_of(delivery).properties)
             if not wait:
                 self._ready.append(delivery)
             elif step_for(wait, self._steps(delivery.queue)) is None:
                 self._early.add(delivery, wait)
             else:
-                again.append(Settlement(delivery, Action.RETRY, wait / 1000))
+                again.append((delivery, self._again(delivery, wait / 1000)))
         self._ready.extend(self._early.due())
         if again:
-            self._store_then_ack([(each, self._again(each.delivery, each.delay)) for each in again])
+            self._move(again)
 
     # --- settling -----------------------------------------------------------------------
 
@@ -262,103 +294,79 @@ class RabbitMQTransport:
     def settle(self, settlements: Sequence[Settlement]) -> None:
         """Answer for deliveries of this transport; the copies of all are stored before their originals go.
 
-        What is given back comes again after the next :meth:`receive` with a limit above 0.
+        What is given back comes again after the next :meth:`receive` with a limit above 0. While
+        the broker takes nothing in, originals whose copy cannot be stored stay unanswered until it does.
 
         :raises BrokerUnavailable: a copy could not be stored. Its original comes back.
         """
-        copies: list[tuple[Settlement, Outgoing]] = []
-        done: list[Settlement] = []
-        back: list[Settlement] = []
+        copies: list[tuple[Delivery, Outgoing]] = []
+        done: list[Delivery] = []
+        back: list[Delivery] = []
         for settlement in settlements:
             copy = self._copy(settlement)
             if copy is not None:
-                copies.append((settlement, copy))
+                copies.append((settlement.delivery, copy))
             else:
-                (back if settlement.action is Action.REQUEUE else done).append(settlement)
+                (back if settlement.action is Action.REQUEUE else done).append(settlement.delivery)
         # First what needs no copy: it must not wait for a broker that takes nothing in.
-        self._acknowledge(done)
-        self._give_back([each for each in back if each.delivery.crashes < WORN])
+        acknowledge(done)
+        self._give_back([each for each in back if each.crashes < WORN])
         if copies:
-            self._store_then_ack(copies)
-        self._give_back_anew([each for each in back if each.delivery.crashes >= WORN])
+            self._move(copies)
+        self._give_back_anew([each for each in back if each.crashes >= WORN])
 
     def _copy(self, settlement: Settlement) -> Outgoing | None:
         delivery = settlement.delivery
         if settlement.action is Action.RETRY:
             not_before = wire.now_ms() + round(settlement.delay * 1000)
             return self._waiting(delivery, settlement.delay, delivery.retries + 1, not_before)
-        if settlement.action is Action.DEAD and _token(delivery).consumer.subscription.dead_letter:
+        if settlement.action is Action.DEAD and token_of(delivery).consumer.subscription.dead_letter:
             properties = wire.for_dead_letter(
-                _token(delivery).properties, delivery.routing_key, delivery.retries, settlement.failure
+                token_of(delivery).properties, delivery.routing_key, delivery.retries, settlement.failure
             )
             return Outgoing("", queues.letters_name(delivery.queue), properties, delivery.body)
         return None
 
     def _again(self, delivery: Delivery, wait: float) -> Outgoing:
         """Return the copy of an event that came back early, for the rest of its wait."""
-        not_before = wire.header_number(_token(delivery).properties, HEADER_NOT_BEFORE)
+        not_before = wire.header_number(token_of(delivery).properties, HEADER_NOT_BEFORE)
         return self._waiting(delivery, wait, delivery.retries, not_before)
 
     def _waiting(self, delivery: Delivery, wait: float, retries: int, not_before: int) -> Outgoing:
         """Return the copy of an event for the delay queue it waits in next, or for the handler's own."""
-        properties = wire.for_retry(_token(delivery).properties, delivery.routing_key, retries, not_before)
+        properties = wire.for_retry(token_of(delivery).properties, delivery.routing_key, retries, not_before)
         step = step_for(wait * 1000, self._steps(delivery.queue))
         target = delivery.queue if step is None else queues.delay_name(delivery.queue, step)
         return Outgoing("", target, properties, delivery.body)
 
-    def _store_then_ack(self, copies: Sequence[tuple[Settlement, Outgoing]]) -> None:
-        # The crash story: killed after the copies are stored, the broker delivers the originals
-        # again and there are two of each; killed before, only the originals are there.
-        self._store([self._any_sender().encodable(copy) for _, copy in copies])
-        for settlement, _ in copies:
-            token = _token(settlement.delivery)
-            token.consumer.ensure_alive()
-        self._acknowledge([settlement for settlement, _ in copies])
-
-    def _store(self, copies: Sequence[Outgoing]) -> None:
-        for copy in copies:
+    def _move(self, copies: Sequence[tuple[Delivery, Outgoing]]) -> None:
+        for _, copy in copies:
             self._renew(copy.routing_key)
-        outcomes = self._any_sender().send(copies)
-        answers = zip(copies, outcomes, strict=True)
-        lost = [copy for copy, outcome in answers if outcome.stored is Stored.UNROUTABLE]
-        if lost:
-            self._declare_again({copy.routing_key for copy in lost})
-            outcomes += self._any_sender().send(lost)
-        refused = [outcome for outcome in outcomes if outcome.stored is Stored.REFUSED]
-        refused += [outcome for outcome in outcomes[len(copies) :] if outcome.stored is Stored.UNROUTABLE]
-        if refused:
-            raise BrokerUnavailable(
-                f"{len(refused)} events could not be moved to queue {copies[0].routing_key!r} and others, "
-                f"and will be delivered again: {refused[0].reason or 'the queue does not exist'}"
-            )
+        self._mover.move(copies)
 
-    def _give_back(self, settlements: Sequence[Settlement]) -> None:
-        for consumer, tags in _by_consumer(settlements):
+    def _give_back(self, deliveries: Sequence[Delivery]) -> None:
+        for consumer, tags in by_consumer(deliveries):
             consumer.pause()
             consumer.requeue(tags)
 
-    def _give_back_anew(self, settlements: Sequence[Settlement]) -> None:
+    def _give_back_anew(self, deliveries: Sequence[Delivery]) -> None:
         """Give back events which the broker has counted often: as copies, at the end of the queue.
 
         The count cannot be set back otherwise, and with each stop of a subscriber it comes nearer
         to the limit, although nobody has tried them.
         """
-        if not settlements:
+        if not deliveries:
             return
-        for consumer, _ in _by_consumer(settlements):
+        for consumer, _ in by_consumer(deliveries):
             consumer.pause()
         with suppress(BrokerUnavailable, *PIKA_ERRORS):
-            self._store_then_ack([(each, self._anew(each.delivery)) for each in settlements])
+            self._move([(each, self._anew(each)) for each in deliveries])
         # Where copies could not be stored the originals go back; the others are answered.
-        self._give_back(settlements)
+        self._give_back(deliveries)
 
     def _anew(self, delivery: Delivery) -> Outgoing:
-        properties = wire.copied(_token(delivery).properties, delivery.routing_key)
+        properties = wire.copied(token_of(delivery).properties, delivery.routing_key)
         return Outgoing("", delivery.queue, properties, delivery.body)
-
-    def _acknowledge(self, settlements: Sequence[Settlement]) -> None:
-        for consumer, tags in _by_consumer(settlements):
-            consumer.ack(tags)
 
     def _steps(self, queue: str) -> Sequence[int]:
         return tuple(self._layouts[queue].delays)
@@ -389,7 +397,14 @@ class RabbitMQTransport:
     @_translated
     def dead_letters(self, queue: str) -> RabbitMQDeadLetters:
         """Return the dead letters of the handler ``queue``."""
-        return RabbitMQDeadLetters(queue, self._loop, self._receiver(), self._topology(), self._any_sender)
+        return RabbitMQDeadLetters(
+            queue,
+            self._loop,
+            self._receiver(),
+            self._topology(),
+            self._any_sender,
+            self._settings.max_payload_bytes,
+        )
 
     def close(self) -> None:
         """Disconnect. Deliveries not settled go back to their queues. Never raises."""
@@ -435,23 +450,14 @@ class RabbitMQTransport:
     def _sender_to_exchange(self) -> Sender:
         sender = self._any_sender()
         if sender is not self._knows_exchange:
-            Topology(sender.connection, self._settings).declare_exchange()
+            exchange.make_ready(Topology(sender.connection, self._settings), self._settings, self._wait)
             self._knows_exchange = sender
         return sender
 
     def _let_settle(self) -> None:
         """Wait until queues just created are safe, with the connections alive."""
-        self._loop.run_until(lambda: False, queues.SETTLE_SECONDS)
+        self._wait(queues.SETTLE_SECONDS)
 
-
-def _token(delivery: Delivery) -> Token:
-    token: Token = delivery.token
-    return token
-
-
-def _by_consumer(settlements: Iterable[Settlement]) -> list[tuple[Consumer, list[int]]]:
-    found: dict[int, tuple[Consumer, list[int]]] = {}
-    for settlement in settlements:
-        token = _token(settlement.delivery)
-        found.setdefault(id(token.consumer), (token.consumer, []))[1].append(token.tag)
-    return list(found.values())
+    def _wait(self, seconds: float) -> None:
+        """Wait, with the connections alive."""
+        self._loop.run_until(lambda: False, seconds)

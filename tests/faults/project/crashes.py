@@ -12,6 +12,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from domain_event_broker.django.outbox import DjangoOutbox
 from domain_event_broker.django.relay_outbox import DjangoRelayOutbox
+from domain_event_broker.transports.rabbitmq.moving import Mover
 from domain_event_broker.transports.rabbitmq.publishing import _Batch
 from domain_event_broker.transports.rabbitmq.transport import RabbitMQTransport
 
@@ -78,8 +79,8 @@ BEFORE: dict[str, tuple[type, str, Callable[[Any, Any], bool]]] = {
 
 #: Name, and the call after whose return the process dies.
 POINTS: dict[str, tuple[type, str, Callable[[Any, Any], bool]]] = {
-    "retry stored": (RabbitMQTransport, "_store", _is_retry),
-    "letter stored": (RabbitMQTransport, "_store", _is_letter),
+    "retry stored": (Mover, "_store", _is_retry),
+    "letter stored": (Mover, "_store", _is_letter),
     "fetched": (DjangoRelayOutbox, "fetch", _has_rows),
     "sending": (RabbitMQTransport, "_sender_to_exchange", _always),
     "written": (_Batch, "_write", _always),

@@ -17,7 +17,7 @@ from domain_event_broker.failures import Failure
 from domain_event_broker.ports import Action, DeadLetter, Decision, SiftReport, Subscription
 from domain_event_broker.transports.rabbitmq import transport as transport_module
 from domain_event_broker.transports.rabbitmq import wire
-from domain_event_broker.transports.rabbitmq.publishing import Sender
+from domain_event_broker.transports.rabbitmq.publishing import Sending
 from domain_event_broker.transports.rabbitmq.topology import DELIVERY_LIMIT
 from domain_event_broker.transports.rabbitmq.transport import WORN
 from tests.harness.rabbitmq import PrivateRabbitMQ
@@ -252,11 +252,11 @@ def test_an_event_that_cannot_be_copied_is_given_back_itself(connect, handler, m
     publish(transport, message(f"{wanted.name}.x", b"kept"))
     deliveries = collect(transport, 1)
 
-    def lose(*_: object) -> None:
+    def lose(*_: object, patient: bool) -> None:
         raise BrokerUnavailable("the broker takes nothing in")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Sender, "send", lose)
+        patched.setattr(Sending, "go_on", lose)
         answer(transport, deliveries, Action.REQUEUE)
     (again,) = collect(transport, 1)
     assert (again.body, again.crashes) == (b"kept", 1)

@@ -170,26 +170,6 @@ def test_headers_that_send_copies_elsewhere_are_not_sent(connect, handler) -> No
     assert (got.queue, dict(got.headers)) == (wanted.name, {"kept": "1"})
 
 
-def test_an_exchange_deleted_in_the_middle_is_told_and_declared_again(
-    connect, handler, channel, rabbitmq_server
-) -> None:
-    exchange = f"{handler().name}-exchange"
-    settings = {"URL": rabbitmq_server.url(), "EXCHANGE": exchange}
-    wanted = handler()
-    transport = connect(settings)
-    transport.declare(wanted)
-    publish(transport, message(f"{wanted.name}.x"))
-    channel.exchange_delete(exchange)
-    with pytest.raises(BrokerUnavailable, match=f"no exchange '{exchange}'"):
-        transport.publish([message(f"{wanted.name}.x")])
-    # The bindings went with it, and the next connection says so instead of failing again.
-    again = connect(settings)
-    assert again.publish([message(f"{wanted.name}.x")])[0].stored is UNROUTABLE
-    again.declare(wanted)
-    publish(again, message(f"{wanted.name}.x"))
-    channel.exchange_delete(exchange)
-
-
 def test_a_connection_lost_while_idle_is_replaced_before_anything_is_sent(
     connect, handler, rabbitmq_server
 ) -> None:
