@@ -31,8 +31,8 @@ class Failure:
 
     :param reason: one of the words in which the library tells failures apart: ``"error"``,
         ``"retries-exhausted"``, ``"rejected"``, ``"malformed"``, ``"not-opened"``, ``"invalid-data"``,
-        ``"newer-version"``, ``"crashed"``, ``"timeout"``, or the broker's own (``"delivery_limit"``,
-        ``"expired"``, ...).
+        ``"newer-version"``, ``"crashed"``, ``"timeout"``, ``"too-large"``, or the
+        broker's own (``"delivery_limit"``, ``"expired"``, ...).
     :param attempts: deliveries to the handler, this one included.
     :param failed_at: Unix time in seconds.
     """

@@ -6,9 +6,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 from domain_event_broker.errors import PublishFailed
-from domain_event_broker.failures import without_failure
+from domain_event_broker.failures import Failure, without_failure
 from domain_event_broker.ports import DeadLetter, Decision, PublishOutcome, SiftReport, Stored
 from domain_event_broker.transports.rabbitmq import wire
 from domain_event_broker.transports.rabbitmq.connection import Connection, Fetched, Loop, broker_errors
@@ -30,16 +31,24 @@ class RabbitMQDeadLetters:
     """The queue ``<name>-dl``; letters of the older library look the same.
 
     :param sender: called for the one to publish with, so that nothing connects for a mere count.
+    :param max_bytes: largest body that consumers take.
     """
 
     def __init__(
-        self, queue: str, loop: Loop, connection: Connection, topology: Topology, sender: Callable[[], Sender]
+        self,
+        queue: str,
+        loop: Loop,
+        connection: Connection,
+        topology: Topology,
+        sender: Callable[[], Sender],
+        max_bytes: int,
     ) -> None:
         self._queue = queue
         self._loop = loop
         self._connection = connection
         self._topology = topology
         self._sender = sender
+        self._max_bytes = max_bytes
 
     def count(self) -> int:
         """Return how many letters there are; those in the hands of a :meth:`sift` are not counted."""
@@ -102,9 +111,18 @@ class RabbitMQDeadLetters:
             routing_key=_routing_key(fetched, self._queue),
             event_id=wire.event_id_of(properties),
             headers=without_failure(wire.plain_headers(properties)),
-            failure=wire.failure_of(properties, self._queue),
+            failure=self._failure(fetched),
             replays=wire.replays_of(properties),
         )
+
+    def _failure(self, fetched: Fetched) -> Failure | None:
+        failure = wire.failure_of(fetched.properties, self._queue)
+        size = len(fetched.body)
+        if failure is None or failure.host or failure.reason != "rejected" or size <= self._max_bytes:
+            return failure
+        # The broker's record has no room for why a consumer refused it.
+        text = f"its body has {size} bytes, and at most {self._max_bytes} are allowed"
+        return replace(failure, reason="too-large", message=f"{text} (setting MAX_PAYLOAD_BYTES)")
 
 
 class _Letters:
