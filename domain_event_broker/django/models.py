@@ -56,6 +56,9 @@ class StoredEvent(models.Model):
         "event timestamp", default=0.0, help_text="Unix time that the event carries."
     )
     created_at = models.DateTimeField("stored at")
+    # Also in the headers, or the event id: here it can be searched. Null: written by a release that
+    # knew nothing of it, which may be going on while this one is being deployed.
+    correlation_id = models.CharField("correlation id", max_length=255, null=True, blank=True)  # noqa: DJ001
 
     class Meta:
         abstract = True
@@ -129,6 +132,7 @@ class HeldEvent(StoredEvent):
             models.Index(fields=["due_at"], name="deb_held_due"),
             models.Index(fields=["blocks_key", "ordering_key"], name="deb_held_key"),
             models.Index(fields=["state", "id"], name="deb_held_state"),
+            models.Index(fields=["correlation_id"], name="deb_held_story"),
         ]
 
 
@@ -149,6 +153,7 @@ class ArchivedEvent(StoredEvent):
         indexes = [
             models.Index(fields=["published_at"], name="deb_archive_published"),
             models.Index(fields=["event_id"], name="deb_archive_event"),
+            models.Index(fields=["correlation_id"], name="deb_archive_story"),
         ]
 
 

@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 ROWS_PER_INSERT = 1000
 
 _INSERT = f"INSERT INTO {OUTBOX} ({EVENT_COLUMNS}, attempts, created_at) VALUES "  # noqa: S608 - constants
-_PLACES = "(%s, %s, %s, %s, %s, %s, %s, 0, %s)"
+_PLACES = "(%s, %s, %s, %s, %s, %s, %s, %s, 0, %s)"
 _PARAMETERS_PER_ROW = _PLACES.count("%s")
 
 

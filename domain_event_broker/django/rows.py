@@ -8,8 +8,9 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
+from domain_event_broker.correlation import is_usable
 from domain_event_broker.django.models import BUCKETS, ArchivedEvent, HeldEvent, OutboxEvent
-from domain_event_broker.events import Message
+from domain_event_broker.events import HEADER_CORRELATION_ID, Message
 from domain_event_broker.ports import OutboxRow
 
 OUTBOX = OutboxEvent._meta.db_table
@@ -18,10 +19,14 @@ ARCHIVE = ArchivedEvent._meta.db_table
 
 #: The columns of :class:`~domain_event_broker.django.models.StoredEvent`, without the last,
 #: ``created_at``, which gets a new value when a scheduled event comes due.
-EVENT_COLUMNS = "event_id, bucket, ordering_key, routing_key, body, headers, timestamp"
+EVENT_COLUMNS = "event_id, bucket, ordering_key, routing_key, body, headers, timestamp, correlation_id"
 
-#: What a relay needs of a waiting row, in the order that :func:`to_outbox_row` takes it.
-ROW_COLUMNS = "id, attempts, event_id, bucket, ordering_key, routing_key, headers, timestamp, body"
+#: What a relay needs of a waiting row, in the order that :func:`to_outbox_row` takes it. The
+#: correlation id is in the headers, too: it is read so that tables of an older release are noticed
+#: before anything is sent, and not after, when the row could not be moved to the archive.
+ROW_COLUMNS = (
+    "id, attempts, event_id, bucket, ordering_key, routing_key, headers, timestamp, correlation_id, body"
+)
 
 
 def bucket_of(ordering_key: str | None) -> int:
@@ -41,12 +46,13 @@ def event_values(message: Message) -> tuple[Any, ...]:
         message.body.decode(),
         json.dumps(dict(message.headers)) if message.headers else "",
         message.timestamp,
+        _story_of(message),
     )
 
 
 def to_outbox_row(values: Sequence[Any]) -> OutboxRow:
     """Return the row that was read as :data:`ROW_COLUMNS`."""
-    row_id, attempts, event_id, bucket, ordering_key, routing_key, headers, timestamp, body = values
+    row_id, attempts, event_id, bucket, ordering_key, routing_key, headers, timestamp, _, body = values
     message = Message(
         routing_key,
         body.encode(),
@@ -56,3 +62,9 @@ def to_outbox_row(values: Sequence[Any]) -> OutboxRow:
         json.loads(headers) if headers else {},
     )
     return OutboxRow(row_id, bucket, message, attempts)
+
+
+def _story_of(message: Message) -> str:
+    """Return what the event can be found by together with the others of its story."""
+    story = message.headers.get(HEADER_CORRELATION_ID)
+    return str(story) if is_usable(story) else message.event_id

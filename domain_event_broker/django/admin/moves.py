@@ -19,6 +19,7 @@ from django.utils import timezone
 from domain_event_broker.django import wakeups
 from domain_event_broker.django.database import is_passing, unavailable
 from domain_event_broker.django.models import ArchivedEvent, HeldEvent, OutboxEvent, StoredEvent
+from domain_event_broker.django.rows import EVENT_COLUMNS
 from domain_event_broker.errors import OutboxUnavailable
 
 #: Rows in one transaction.
@@ -33,7 +34,7 @@ Event = TypeVar("Event", bound=StoredEvent)
 #: Told about the rows of a batch, inside its transaction.
 Witness = Callable[[Sequence[Any]], None]
 
-_COPIED = ("event_id", "bucket", "ordering_key", "routing_key", "body", "headers", "timestamp")
+_COPIED = tuple(EVENT_COLUMNS.split(", "))
 
 
 def retry(chosen: QuerySet[HeldEvent], witness: Witness) -> int:
