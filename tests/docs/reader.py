@@ -47,8 +47,9 @@ class Worker:
         return True
 
     def stop(self) -> None:
-        """Press Ctrl-C, and see the command end well."""
-        self._process.send_signal(signal.SIGINT)
+        """Press Ctrl-C, and see the command end well. Celery counts that as an error, and SIGTERM as none."""
+        is_celery = " celery " in f" {self.command} "
+        self._process.send_signal(signal.SIGTERM if is_celery else signal.SIGINT)
         try:
             code = self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
