@@ -27,7 +27,7 @@ class DomainEventBrokerConfig(AppConfig):
     def ready(self) -> None:
         """Install settings, outbox, inbox and checks. Opens no connection and reads no table."""
         # The one place for late imports: these modules need the models, which exist from here on.
-        from domain_event_broker.django import checks, discovery
+        from domain_event_broker.django import checks, discovery, security_checks
         from domain_event_broker.django.inbox import DjangoInbox
         from domain_event_broker.django.outbox import DjangoOutbox
 
@@ -37,3 +37,4 @@ class DomainEventBrokerConfig(AppConfig):
         install_inbox(DjangoInbox())
         install_discovery(discovery.discover)
         checks.register_all()
+        security_checks.register_all()

@@ -1,0 +1,1 @@
+"""What strangers must not read, send or imitate: see SECURITY.rst."""

@@ -1,0 +1,1 @@
+"""The same, on a broker with users and certificates."""
