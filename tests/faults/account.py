@@ -150,7 +150,8 @@ def _reason(headers: str) -> str:
 
 
 def _read(connection: pika.BlockingConnection, queue: str) -> list[str]:
-    channel, found = connection.channel(), []
+    channel = connection.channel()
+    found: list[str] = []
     try:
         while True:
             method, properties, _ = channel.basic_get(queue)

@@ -58,7 +58,8 @@ Act = Callable[["Torture", Fault], None]
 
 def _kill(fleet: str) -> Act:
     def act(torture: Torture, fault: Fault) -> None:
-        torture.one_of(fleet, fault.dice).kill()
+        if getattr(torture, fleet):
+            torture.one_of(fleet, fault.dice).kill()
 
     return act
 
@@ -235,7 +236,7 @@ def _lose_leases(torture: Torture, fault: Fault) -> None:
 def _intrude(stage: Stage, statement: str) -> psycopg.Connection[Any] | None:
     """Open a transaction with a statement; ``None`` if another fault does not let us."""
     with suppress(psycopg.Error):
-        options = "-c default_transaction_read_only=off -c lock_timeout=2s"
+        options = f"{_WRITABLE} -c lock_timeout=2s"
         connection = psycopg.connect(stage.postgres.dsn(DATABASE), options=options)
         connection.execute(statement)
         return connection
@@ -259,7 +260,7 @@ def administer(stage: Stage, statement: str) -> None:
 
     def done() -> bool:
         try:
-            with psycopg.connect(stage.postgres.dsn(), autocommit=True) as connection:
+            with psycopg.connect(stage.postgres.dsn(), autocommit=True, options=_WRITABLE) as connection:
                 connection.execute(statement)
         except psycopg.OperationalError:
             return False
@@ -268,6 +269,8 @@ def administer(stage: Stage, statement: str) -> None:
     wait_until(done, 60.0, f"PostgreSQL did: {statement}", interval=0.2)
 
 
+#: For sessions of our own, also while that fault is on.
+_WRITABLE = "-c default_transaction_read_only=off"
 _OTHERS = f"WHERE datname = '{DATABASE}' AND pid <> pg_backend_pid()"
 _ALLOW = f"ALTER DATABASE {DATABASE} ALLOW_CONNECTIONS true"
 

@@ -19,8 +19,10 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
+
+import psycopg
 
 from tests.faults.account import Account
 from tests.faults.apparatus import Program, Stage
@@ -43,15 +45,29 @@ LOOK_SECONDS = 60.0
 DATABASE_ERRORS = "error django.db.utils."
 
 
-def plan(seed: int, seconds: float, transport: str) -> list[Fault]:
-    """Return the faults of a seed, in the order of their times."""
+def plan(
+    seed: int,
+    seconds: float,
+    transport: str,
+    names: Collection[str] = tuple(FAULTS),
+    pause: tuple[float, float] = PAUSE,
+) -> list[Fault]:
+    """Return the faults of a seed, in the order of their times.
+
+    :param names: those that may happen.
+    :param pause: least and most seconds between two.
+    """
     dice = random.Random(f"{seed} {transport}")
-    weights = {name: weight for name, (weight, needs, _) in FAULTS.items() if needs in ("", transport)}
+    weights = {
+        name: weight
+        for name, (weight, needs, _) in FAULTS.items()
+        if name in names and needs in ("", transport)
+    }
     faults, at = [], 1.0
     while at < seconds:
         (name,) = dice.choices(list(weights), list(weights.values()))
         faults.append(Fault(at, name, dice.randrange(1000), dice.choice((0.3, 1.0, 2.0, 4.0, 7.0))))
-        at += dice.uniform(*PAUSE)
+        at += dice.uniform(*pause)
     return faults
 
 
@@ -61,15 +77,27 @@ class Torture:
     def __init__(self, stage: Stage, seed: int) -> None:
         self.stage = stage
         self.log = stage.directory / "published"
-        self.publishers = [self._publisher(seed * 10 + number) for number in range(2)]
-        self.relays = [stage.relay(), stage.relay()]
-        self.subscribers = [stage.subscriber(*HANDLERS), stage.subscriber(*HANDLERS, "--processes", "2")]
+        self.publishers: list[Program] = []
+        self.relays: list[Program] = []
+        self.subscribers: list[Program] = []
         self.done: Counter[str] = Counter()
         self.deaths = 0
+        self.seconds = 0.0
         self.strange_ends: list[str] = []
         #: Ids of events as the spy's queue got them.
         self.spied: list[str] = []
         self._heal: list[tuple[float, Callable[[], object]]] = []
+
+        self.start(seed)
+
+    def start(self, seed: int) -> None:
+        """Start two of each."""
+        self.publishers += [self._publisher(seed * 10 + number) for number in range(2)]
+        self.relays += [self.stage.relay(), self.stage.relay()]
+        self.subscribers += [
+            self.stage.subscriber(*HANDLERS),
+            self.stage.subscriber(*HANDLERS, "--processes", "2"),
+        ]
 
     @property
     def fleets(self) -> tuple[list[Program], ...]:
@@ -84,15 +112,21 @@ class Torture:
     def run(self, faults: list[Fault], seconds: float) -> None:
         """Let the faults happen at their times."""
         start = time.monotonic()
-        look_at = start + LOOK_SECONDS
+        look_at = LOOK_SECONDS
         for fault in faults:
             self._live_until(start + fault.at)
-            FAULTS[fault.name][2](self, fault)
+            self.happen(fault)
             self.done[fault.name] += 1
-            if time.monotonic() >= look_at:
+            self.seconds = time.monotonic() - start
+            if self.seconds >= look_at:
                 look_at += LOOK_SECONDS
-                self._look(time.monotonic() - start)
+                self._look(self.seconds)
         self._live_until(start + seconds)
+        self.seconds = time.monotonic() - start
+
+    def happen(self, fault: Fault) -> None:
+        """Let a fault happen."""
+        FAULTS[fault.name][2](self, fault)
 
     def heal(self) -> None:
         """End publishing and all that is wrong."""
@@ -179,17 +213,19 @@ def torture(seed: int, seconds: float, transport: str) -> tuple[str, list[str]]:
         run = Torture(stage, seed)
         problems: list[str] = []
         try:
-            run.run(faults, seconds)
+            with suppress(KeyboardInterrupt):  # Ctrl-C: enough of it; the account is drawn all the same
+                run.run(faults, seconds)
             run.heal()
             run.drain()
-        except (AssertionError, ServerError) as error:
-            problems.append(f"not drained: {error}")
+        except (AssertionError, ServerError, psycopg.Error) as error:
+            problems.append(f"not drained: {error!r}")
         problems += _end(run)
         account = stage.account(HANDLERS, run.spied)
         words = _words(run)
         problems += [*account.violations(), *_undeserved(account), *_broken_words(words, account)]
         problems += run.strange_ends
         text = report(account, run.done, words, run.deaths, problems)
+        text = f"{run.seconds / 60:.1f} minutes of faults\n{text}"
         if problems:
             keep = stage.directory.with_suffix(".kept")
             stage.directory.rename(keep)

@@ -1,0 +1,1 @@
+"""Other libraries, and ours, under the same faults: see ``__main__.py``."""

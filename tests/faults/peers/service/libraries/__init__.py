@@ -1,0 +1,1 @@
+"""How each library is used, as its documents say: ``publish`` in a transaction, ``consume`` for ever."""
