@@ -233,6 +233,8 @@ class Reader:
             **kept,
             "PATH": f"{self._tools}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
+            # Where the package is installed pytest finds it by itself; a checkout need not be.
+            "PYTEST_PLUGINS": "domain_event_broker.pytest_plugin",
             "PYTHONUNBUFFERED": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
             "NO_COLOR": "1",
