@@ -6,6 +6,7 @@ import secrets
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 #: Milliseconds after which at-least-once dead-lettering tries again when its target was away. The broker's
 #: own 180 s would make every test with a restart in it take minutes.
 DEAD_LETTER_RETRY_MS = 5000
+#: Seconds that nodes get to find each other.
+CLUSTER_TIMEOUT = 60.0
 
 CONFIGURATION = """\
 listeners.tcp.1 = 127.0.0.1:{port}
@@ -45,17 +48,24 @@ class PrivateRabbitMQ(PrivateServer):
     """A broker with one node, its own Erlang port mapper (epmd) and, with ``tls=True``, a TLS listener.
 
     ``client_cert_required`` makes the TLS listener refuse clients that show no certificate; otherwise one
-    that is shown must be valid, but none is asked for.
+    that is shown must be valid, but none is asked for. ``beside`` is another node, whose port mapper and
+    cookie this one shares, so that the two can form a cluster.
     """
 
     kind = "rabbitmq"
 
-    def __init__(self, *, tls: bool = False, client_cert_required: bool = False) -> None:
+    def __init__(
+        self, *, tls: bool = False, client_cert_required: bool = False, beside: PrivateRabbitMQ | None = None
+    ) -> None:
         self._binary = binaries.RABBITMQ.require()
         self._epmd_binary = _find_epmd()
         super().__init__()
         self._distribution_port = self.lease_port()
-        self._epmd_port = self.lease_port()
+        self._beside = beside
+        self._epmd_port: int = beside._epmd_port if beside else self.lease_port()
+        self._cookie: str = beside._cookie if beside else secrets.token_hex(16)
+        #: Names of the nodes that shall form a cluster when they start for the first time.
+        self.peers: tuple[str, ...] = ()
         self._epmd: subprocess.Popen[bytes] | None = None
         self.node = f"private-{self.port}@localhost"
         self.tls_port = self.lease_port() if tls else None
@@ -104,7 +114,7 @@ class PrivateRabbitMQ(PrivateServer):
 
     def start(self) -> Self:
         """Start the port mapper if it isn't there, then the broker."""
-        self._start_epmd()
+        self.start_port_mapper()
         return super().start()
 
     def close(self) -> None:
@@ -125,7 +135,7 @@ class PrivateRabbitMQ(PrivateServer):
             "advanced.config",
             f"[{{rabbit, [{{dead_letter_worker_publisher_confirm_timeout, {DEAD_LETTER_RETRY_MS}}}]}}].\n",
         )
-        self._write("home/.erlang.cookie", secrets.token_hex(16)).chmod(0o400)
+        self._write("home/.erlang.cookie", self._cookie).chmod(0o400)
 
     def command(self) -> Sequence[str | Path]:
         """Return the start script: told that a supervisor watches it, it execs the Erlang machine."""
@@ -168,9 +178,11 @@ class PrivateRabbitMQ(PrivateServer):
             return False
         return True
 
-    def _start_epmd(self) -> None:
+    def start_port_mapper(self) -> None:
         """Run the port mapper as our child: the broker would leave one behind that nobody ends."""
-        if self._epmd is None or self._epmd.poll() is not None:
+        if self._beside is not None:
+            self._beside.start_port_mapper()
+        elif self._epmd is None or self._epmd.poll() is not None:
             command: list[str | Path] = [
                 self._epmd_binary,
                 "-port",
@@ -188,6 +200,10 @@ class PrivateRabbitMQ(PrivateServer):
             text += TLS_CONFIGURATION.format(
                 tls_port=self.tls_port, certificates=self.certificates, client_must_show_certificate=must
             )
+        if self.peers:
+            text += "cluster_formation.peer_discovery_backend = classic_config\n"
+        for number, peer in enumerate(self.peers, 1):
+            text += f"cluster_formation.classic_config.nodes.{number} = {peer}\n"
         return text
 
     def _write(self, name: str, text: str) -> Path:
@@ -199,6 +215,52 @@ class PrivateRabbitMQ(PrivateServer):
         if self.certificates is None:
             raise ServerError("this broker speaks no TLS: make it with PrivateRabbitMQ(tls=True)")
         return self.certificates
+
+
+class PrivateRabbitMQCluster:
+    """Several nodes on this machine; each can be killed and started again like a broker of one node.
+
+    A queue's first leader is on the node over which it is declared.
+    """
+
+    def __init__(self, size: int = 3) -> None:
+        first = PrivateRabbitMQ()
+        self.nodes = [first, *(PrivateRabbitMQ(beside=first) for _ in range(size - 1))]
+        for node in self.nodes:
+            node.peers = tuple(each.node for each in self.nodes)
+
+    def urls(self) -> list[str]:
+        """Return the URL of each node."""
+        return [node.url() for node in self.nodes]
+
+    def start(self) -> Self:
+        """Start all nodes, beside each other; return when they know each other."""
+        self.nodes[0].start_port_mapper()
+        with ThreadPoolExecutor(len(self.nodes)) as pool:
+            list(pool.map(PrivateRabbitMQ.start, self.nodes))
+        size = len(self.nodes)
+        wait_until(lambda: self.running() == size, CLUSTER_TIMEOUT, lambda: f"{self.running()} of {size} run")
+        return self
+
+    def running(self) -> int:
+        """Return how many nodes the last one sees, itself included."""
+        seen = self.nodes[-1].ctl("eval", "length(nodes()) + 1.")
+        return int(seen.strip())
+
+    def close(self) -> None:
+        """End all nodes; the first one last, for its port mapper serves the others."""
+        for node in reversed(self.nodes):
+            node.close()
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _find_epmd() -> Path:
