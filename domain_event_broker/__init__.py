@@ -7,7 +7,9 @@ from domain_event_broker._version import __version__
 from domain_event_broker.correlation import causation_id, correlated, correlation_id
 from domain_event_broker.errors import DomainEventBrokerError, Reject, Retry
 from domain_event_broker.events import DomainEvent
-from domain_event_broker.handlers import subscribe
+from domain_event_broker.groups import HandlerGroup
+from domain_event_broker.handlers import DeadLetter, subscribe
+from domain_event_broker.injection import Depends, RoutingKeySegment
 from domain_event_broker.options import EventOptions, KafkaOptions, RabbitMQOptions, RedisOptions
 from domain_event_broker.publisher import (
     Publisher,
@@ -27,15 +29,19 @@ __all__ = [
     "LEAVE",
     "RETRY",
     "Backoff",
+    "DeadLetter",
+    "Depends",
     "DomainEvent",
     "DomainEventBrokerError",
     "EventOptions",
+    "HandlerGroup",
     "KafkaOptions",
     "Publisher",
     "RabbitMQOptions",
     "RedisOptions",
     "Reject",
     "Retry",
+    "RoutingKeySegment",
     "Subscriber",
     "__version__",
     "apublish_domain_event",

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 Work = TypeVar("Work")
 Answer = TypeVar("Answer")
@@ -22,6 +22,33 @@ class Job(Generic[Work]):
 
     lane: str
     work: Work
+
+
+class Pool(Protocol[Work, Answer]):
+    """What runs jobs of several lanes, each with its own limit: see :class:`HandlerPool`."""
+
+    def submit(self, jobs: Iterable[Job[Work]]) -> None:
+        """Add jobs; they start as soon as their lane allows."""
+
+    def answers(self) -> list[Answer]:
+        """Return the answers given since the last call."""
+
+    def drop_waiting(self) -> list[Work]:
+        """Take back the jobs that were not started, and return their work."""
+
+    def at_work(self) -> list[tuple[Work, float]]:
+        """Return what runs just now, each with the reading of ``time.monotonic()`` at its start."""
+
+    @property
+    def running(self) -> int:
+        """How many jobs run just now."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether jobs run or wait, or answers have not been taken."""
+
+    def close(self) -> None:
+        """Let the threads end. Does not wait for them."""
 
 
 class HandlerPool(Generic[Work, Answer]):

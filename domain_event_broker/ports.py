@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
@@ -53,6 +54,8 @@ class Subscription:
     :param binding_keys: keys the queue is bound to the exchange with.
     :param delays: seconds of the retry delays known beforehand; others are served too.
     :param dead_letter: whether the queue has a dead-letter queue.
+    :param dead_letter_ttl: seconds after which a dead letter is deleted; ``None``: never.
+    :param dead_letter_limit: dead letters that are kept, the oldest go; ``None``: all.
     :param prefetch: deliveries that may be under way at once; the transport holds no more.
     :param queue_type: ``"quorum"`` or ``"classic"``, where the broker knows the difference.
     :param adopt: use a classic queue that exists as it is, where a quorum queue was asked for.
@@ -68,6 +71,8 @@ class Subscription:
     durable: bool = True
     exclusive: bool = False
     auto_delete: bool = False
+    dead_letter_ttl: float | None = None
+    dead_letter_limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +117,15 @@ class Settlement:
 
     :param delay: seconds until it comes back, for ``RETRY``.
     :param failure: why, for ``DEAD`` and ``RETRY``.
+    :param outcome: what happened, in one word, for logs and figures: ``"handled"``,
+        ``"duplicate"``, ``"filtered"``, ``"retried"``, ``"dead-lettered"``, ``"dropped"``.
     """
 
     delivery: Delivery
     action: Action
     delay: float = 0.0
     failure: Failure | None = None
+    outcome: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +218,8 @@ class Capabilities:
     transient_queues: bool = False
     #: Knows classic and quorum queues apart.
     queue_types: bool = False
+    #: Dead letters can be limited in age and number.
+    dead_letter_limits: bool = False
 
 
 class Transport(Protocol):
@@ -419,8 +429,14 @@ class Inbox(Protocol):
 
         Returns ``False`` for a duplicate. For an idempotent handler the memory is written in
         the transaction that the handler runs in, so both happen or neither does. What the
-        handler raises passes through.
+        handler raises passes through. An async handler is awaited meanwhile.
 
-        :raises InboxUnavailable: the memory could not be asked, so the handler was not called;
-            calling again later is safe.
+        :raises InboxUnavailable: the memory could not be asked, or its database went away, so
+            nothing took effect; calling again later is safe.
+        """
+
+    async def arun(self, handler: Handler, event: DomainEvent, threads: Executor) -> bool:
+        """As :meth:`run`, for an async handler, from the loop that it shall run on.
+
+        :param threads: for what may wait: the memory, and the transaction.
         """

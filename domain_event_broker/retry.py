@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import random as _random
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from domain_event_broker.errors import HandlerError, Retry
+
+logger = logging.getLogger("domain_event_broker.subscriber")
 
 #: Longest delay, in seconds: a broker keeps a time-to-live in milliseconds as 32 bits.
 MAX_DELAY = 24 * 24 * 3600.0
@@ -68,6 +71,11 @@ class Backoff:
 DEFAULT_BACKOFF = Backoff.exponential(1.0, max=300.0)
 
 
+#: Decides itself: gets the number of the retry (from 1) and the error, and returns seconds until
+#: the next delivery, or ``None`` for the dead letters.
+BackoffFunction = Callable[[int, BaseException], "float | None"]
+
+
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """Which failures of a handler are retried, how often, and when.
@@ -76,12 +84,12 @@ class RetryPolicy:
         ``max_retries + 1`` times per event.
     :param retry_on: exceptions that lead to a retry. Empty: any exception if a backoff is
         declared, else none but :class:`~domain_event_broker.Retry`, which always does.
-    :param backoff: delays for the exceptions of ``retry_on``.
+    :param backoff: delays for the exceptions of ``retry_on``, or a function that decides.
     """
 
     max_retries: int = 0
     retry_on: tuple[type[BaseException], ...] = ()
-    backoff: Backoff | None = None
+    backoff: Backoff | BackoffFunction | None = None
 
     def covers(self, error: BaseException) -> bool:
         """Tell whether ``error`` leads to a retry, as long as retries are left."""
@@ -100,15 +108,35 @@ class RetryPolicy:
             return None
         if isinstance(error, Retry):
             return _asked_for(error)
-        return (self.backoff or DEFAULT_BACKOFF).delay(retries + 1)
+        backoff = self.backoff or DEFAULT_BACKOFF
+        if isinstance(backoff, Backoff):
+            return backoff.delay(retries + 1)
+        return _decided_by(backoff, retries + 1, error)
 
     def known_delays(self) -> tuple[float, ...]:
         """Return the delays that can be told before any failure, in seconds, ascending."""
         backoff = self.backoff or (DEFAULT_BACKOFF if self.retry_on else None)
-        if backoff is None or self.max_retries < 1:
+        if not isinstance(backoff, Backoff) or self.max_retries < 1:
             return ()
         attempts = range(1, min(self.max_retries, 64) + 1)
         return tuple(sorted({backoff.nominal(attempt) for attempt in attempts}))
+
+
+def _decided_by(function: BackoffFunction, attempt: int, error: BaseException) -> float | None:
+    """Return what a function of the project's own decides; the default if it fails or makes no sense.
+
+    It is called when the handler has failed already: a second failure must not cost the event its retry.
+    """
+    try:
+        delay = function(attempt, error)
+        if delay is None or (not isinstance(delay, bool) and 0 <= delay < math.inf):
+            return None if delay is None else min(float(delay), MAX_DELAY)
+        problem = f"returned {delay!r}"
+    except Exception as failure:
+        problem = f"raised {failure!r}"
+    default = DEFAULT_BACKOFF.delay(attempt)
+    logger.error("backoff %r %s for retry %d; it waits %.1f s", function, problem, attempt, default)
+    return default
 
 
 def _asked_for(error: Retry) -> float:

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from domain_event_broker import config
 from domain_event_broker.codecs import bodies_of
 from domain_event_broker.config import BrokerSettings, SubscriberSettings
-from domain_event_broker.errors import BrokerUnavailable, HandlerError, InboxUnavailable
-from domain_event_broker.execution import DirectInbox, execute
-from domain_event_broker.failures import Failure
-from domain_event_broker.handlers import Handler, HandlerFunction, Registry
+from domain_event_broker.errors import BrokerUnavailable, HandlerError, HandlerStuck, UnsupportedOption
+from domain_event_broker.execution import DirectInbox, Execution
+from domain_event_broker.handlers import DeadLetter, Handler, HandlerFunction, Registry, normalised
 from domain_event_broker.patience import Outage, StopFlag
-from domain_event_broker.pool import HandlerPool, Job
-from domain_event_broker.ports import Action, Delivery, Inbox, Settlement, Subscription, Transport
+from domain_event_broker.ports import Action, Capabilities, Inbox, Settlement, Subscription, Transport
 from domain_event_broker.transports import open_transport
+from domain_event_broker.workers import Workers
 
 logger = logging.getLogger("domain_event_broker.subscriber")
 
@@ -30,7 +30,7 @@ logger = logging.getLogger("domain_event_broker.subscriber")
 POLL_SECONDS = 0.25
 #: Deliveries taken from the transport at once; how many are under way is bounded by prefetch.
 RECEIVE_LIMIT = 1000
-#: Longest time between two tries to reach a broker or an inbox that is away, in seconds.
+#: Longest time between two tries to reach a broker that is away, in seconds.
 RECONNECT_SECONDS = 5.0
 #: A connection that served for so many seconds was a good one: the next loss is a new outage.
 STABLE_SECONDS = 30.0
@@ -54,12 +54,15 @@ def installed_inbox() -> Inbox:
 def subscription_of(handler: Handler, defaults: SubscriberSettings) -> Subscription:
     """Return what ``handler`` needs of the broker, with the defaults of the settings filled in."""
     transient = handler.exclusive or handler.auto_delete or not handler.durable
+    limits = handler.dead_letter if isinstance(handler.dead_letter, DeadLetter) else DeadLetter()
     prefetch = handler.prefetch or max(defaults.prefetch, 2 * (handler.concurrency or defaults.concurrency))
     return Subscription(
         name=handler.name,
         binding_keys=handler.binding_keys,
         delays=handler.policy(defaults.max_retries).known_delays(),
-        dead_letter=handler.dead_letter,
+        dead_letter=bool(handler.dead_letter),
+        dead_letter_ttl=limits.seconds,
+        dead_letter_limit=limits.max_length,
         prefetch=prefetch,
         queue_type=handler.queue_type or ("classic" if transient else defaults.queue_type),
         adopt=handler.adopt,
@@ -69,12 +72,17 @@ def subscription_of(handler: Handler, defaults: SubscriberSettings) -> Subscript
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """A delivery, and the number of the connection it came over."""
+def check_supported(subscription: Subscription, transport: Capabilities) -> None:
+    """Refuse what a transport would leave undone without a word.
 
-    session: int
-    delivery: Delivery
+    :raises UnsupportedOption: it cannot limit dead letters, and the handler asks for it.
+    """
+    limited = subscription.dead_letter_ttl is not None or subscription.dead_letter_limit is not None
+    if limited and not transport.dead_letter_limits:
+        raise UnsupportedOption(
+            f"handler {subscription.name!r} limits its dead letters with DeadLetter(...), which this broker "
+            "cannot; use dead_letter=True, or RabbitMQ (amqp:)"
+        )
 
 
 class Consumer:
@@ -101,8 +109,6 @@ class Consumer:
             handlers = [replace(handler, idempotent=False) for handler in handlers]
         self._handlers = {handler.name: handler for handler in handlers}
         self._settings = settings
-        self._inbox = inbox or _inbox
-        self._bodies = bodies_of(settings)
         self._connect = connect
         self._stopping = StopFlag()
         self._outage = Outage(logger, RECONNECT_SECONDS)
@@ -110,13 +116,19 @@ class Consumer:
         self._look_for_slow_at = 0.0
         self._parked = False
         self._transport: Transport | None = None
-        self._session = 0
         self._served_since: float | None = None
         self._deadline: float | None = None
         defaults = settings.subscriber
-        self._policies = {handler.name: handler.policy(defaults.max_retries) for handler in handlers}
+        bodies = bodies_of(settings)
+        self._executions = {
+            each.name: Execution(each, each.policy(defaults.max_retries), inbox or _inbox, bodies)
+            for each in handlers
+        }
         self._limits = {handler.name: handler.concurrency or defaults.concurrency for handler in handlers}
-        self._threads = threads or sum(self._limits.values())
+        self._threads = threads
+        self._stuck = 0
+        #: How many deliveries of each handler ended in which way, by name and outcome.
+        self.outcomes: Counter[tuple[str, str]] = Counter()
 
     def run(self, timeout: float | None = None, transport: Transport | None = None) -> None:
         """Receive and handle events until :meth:`stop` is called, or ``timeout`` seconds have passed.
@@ -127,12 +139,15 @@ class Consumer:
         :param transport: an open one to begin with.
         :raises QueueMismatch: a queue exists with other arguments.
         :raises ConfigurationError: the broker cannot serve the handlers as they are declared.
+        :raises HandlerStuck: a handler did not come back although its time was up. The others are
+            finished, its delivery is settled; only the end of the process ends it.
         """
         self._deadline = None if timeout is None else time.monotonic() + timeout
-        self._pool = HandlerPool(
-            self._execute,
+        self._workers = Workers(
+            self._executions,
             self._limits,
             self._threads,
+            self._stopping,
             self._on_answer,
             may_start=lambda: not self._ended(),
         )
@@ -148,7 +163,12 @@ class Consumer:
         except KeyboardInterrupt:
             self.stop()
         finally:
-            self._pool.close()
+            self._workers.close()
+        if self._stuck:
+            raise HandlerStuck(
+                f"{self._stuck} handler(s) did not end although their time was up: they wait outside of "
+                "Python. Their process has to end, and to be started again"
+            )
 
     def stop(self) -> None:
         """Let :meth:`run` finish what is running and return. Safe from any thread or signal handler."""
@@ -158,10 +178,12 @@ class Consumer:
         """Serve over one connection until stopped; raises when the connection is lost."""
         self._served_since = None
         self._transport = transport or self._connect(self._settings)
-        self._session += 1
+        self._workers.begin_session()
         try:
             for handler in self._handlers.values():
-                self._transport.subscribe(subscription_of(handler, self._settings.subscriber))
+                subscription = subscription_of(handler, self._settings.subscriber)
+                check_supported(subscription, self._transport.capabilities)
+                self._transport.subscribe(subscription)
             self._served_since = time.monotonic()
             logger.info(
                 "consuming %s from %s",
@@ -173,7 +195,7 @@ class Consumer:
             self._finish(self._transport)
         finally:
             # Deliveries of this connection that were not started come back over the next one.
-            self._pool.drop_waiting()
+            self._workers.drop_waiting()
             transport, self._transport = self._transport, None
             transport.close()
 
@@ -182,6 +204,7 @@ class Consumer:
             while not self._ended():
                 self._turn(transport, RECEIVE_LIMIT, self._wait_seconds())
                 self._tell_of_slow_handlers()
+                self._leave_if_stuck(transport)
         except KeyboardInterrupt:
             # Ctrl-C in a program without signal handlers of its own: a stop like any other.
             self.stop()
@@ -189,47 +212,53 @@ class Consumer:
     def _turn(self, transport: Transport, limit: int, wait: float) -> None:
         """Settle what is done, and receive what is there, waiting only if nothing is done."""
         self._parked = True
-        answers = self._pool.answers()
-        settlements = [settlement for session, settlement in answers if session == self._session]
+        settlements = self._workers.settlements()
         if settlements:
-            transport.settle(settlements)
+            self._settle(transport, settlements)
         deliveries = transport.receive(limit, 0 if settlements else wait)
         self._parked = False
         if deliveries:
-            self._pool.submit(Job(each.queue, _Work(self._session, each)) for each in deliveries)
+            self._workers.submit(deliveries)
+
+    def _settle(self, transport: Transport, settlements: Sequence[Settlement]) -> None:
+        self.outcomes.update((each.delivery.queue, each.outcome) for each in settlements)
+        transport.settle(settlements)
+
+    def _leave_if_stuck(self, transport: Transport) -> None:
+        """Settle the deliveries of handlers that don't come back, and stop: see :class:`HandlerStuck`.
+
+        Settled first, so that the retry of one is counted. The process dies before that: the
+        delivery comes back uncounted, as after any crash.
+        """
+        settlements = self._workers.abandon_stuck()
+        for each in settlements:
+            logger.critical(
+                "%s does not end although its time is up; this process stops, and should be started again",
+                each.delivery.queue,
+                extra={"handler": each.delivery.queue, "event_id": each.delivery.event_id},
+            )
+            self._stuck += 1
+            self.stop()
+        if settlements:
+            self._settle(transport, settlements)
 
     def _finish(self, transport: Transport) -> None:
         """Give back what was not started, wait for what runs, settle it."""
-        waiting = [work.delivery for work in self._pool.drop_waiting() if work.session == self._session]
+        waiting = self._workers.drop_waiting()
         if waiting:
             transport.settle([Settlement(delivery, Action.REQUEUE) for delivery in waiting])
         end = time.monotonic() + self._settings.subscriber.grace_seconds
-        while self._pool.busy and time.monotonic() < end:
+        while self._workers.busy and time.monotonic() < end:
             self._turn(transport, 0, POLL_SECONDS)
-        if self._pool.running:
+            self._leave_if_stuck(transport)
+        if self._stuck:
+            self._turn(transport, 0, 0)
+        if self._workers.running > 0:
             logger.warning(
                 "%d handlers did not finish within %g s; their events will be delivered again",
-                self._pool.running,
+                self._workers.running,
                 self._settings.subscriber.grace_seconds,
             )
-
-    def _execute(self, work: _Work) -> tuple[int, Settlement]:
-        """Run the handler of a delivery; in a thread of the pool, so nothing may be raised."""
-        handler = self._handlers[work.delivery.queue]
-        outage = Outage(logger, RECONNECT_SECONDS)
-        while True:
-            try:
-                return work.session, execute(
-                    work.delivery, handler, self._policies[handler.name], self._inbox, self._bodies
-                )
-            except InboxUnavailable as error:
-                # The delivery is kept, not given back: the event is fine, the database is not.
-                if self._stopping.wait(outage.failed(error)) or work.session != self._session:
-                    return work.session, Settlement(work.delivery, Action.REQUEUE)
-            except BaseException:
-                logger.exception("the result of %s is not known; its event is dead-lettered", handler.name)
-                failure = Failure("error", message="the library failed while it handled the event")
-                return work.session, Settlement(work.delivery, Action.DEAD, failure=failure)
 
     def _on_answer(self) -> None:
         if self._parked:
@@ -261,7 +290,7 @@ class Consumer:
             return
         self._look_for_slow_at = now + SLOW_SECONDS / 6
         told, self._slow = self._slow, {}
-        for work, since in self._pool.at_work():
+        for work, since in self._workers.at_work():
             limit = told.get(id(work), SLOW_SECONDS)
             if now - since >= limit:
                 limit *= 2
@@ -355,13 +384,15 @@ class Subscriber:
             exclusive=exclusive,
             auto_delete=auto_delete,
             max_retries=max_retries,
-            **{"adopt": True, **options},  # type: ignore[arg-type]
+            **{"adopt": True, **normalised(**options)},
         )
         self._registry.add(declared)
         if self._settings is not None:
             self.connect()
             assert self._transport is not None  # noqa: S101 - connect() made it or raised
-            self._transport.subscribe(subscription_of(declared, self._settings.subscriber))
+            subscription = subscription_of(declared, self._settings.subscriber)
+            check_supported(subscription, self._transport.capabilities)
+            self._transport.subscribe(subscription)
 
     def start_consuming(self, timeout: float | None = None) -> None:
         """Handle events until :meth:`stop_consuming` is called, or ``timeout`` seconds have passed.

@@ -6,25 +6,36 @@ import contextlib
 import hashlib
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from datetime import datetime, timezone
+from time import monotonic
+from typing import Any, cast
 
-from django.db import Error, connections, router, transaction
+from asgiref.sync import async_to_sync, sync_to_async
+from django.db import Error, InterfaceError, OperationalError, connections, router, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.constants import OnConflict
 from django.db.transaction import TransactionManagementError
 
+from domain_event_broker.deadlines import current_attempt
 from domain_event_broker.django.database import is_missing_table, to_parameter
 from domain_event_broker.django.models import InboxEntry
-from domain_event_broker.errors import InboxUnavailable
+from domain_event_broker.errors import HandlerSignal, InboxUnavailable, TransactionLost
 from domain_event_broker.events import DomainEvent
 from domain_event_broker.handlers import Handler
+from domain_event_broker.injection import Injected
 
 logger = logging.getLogger("domain_event_broker.subscriber")
 
 #: Seconds for which a thread keeps its connection although ``CONN_MAX_AGE`` is 0, which means
 #: "until the end of the request": a connection for each event would cost more than the event.
 KEEP_SECONDS = 60.0
+
+#: Seconds between two looks at the connections of the thread that async handlers without inbox share.
+TIDY_SECONDS = 1.0
+#: Seconds within which a statement has to be cancelled when the time of its handler is up.
+CANCEL_SECONDS = 2.0
 
 #: Longest identity that the column holds; SHA-256 in hexadecimal has just this length.
 _ID_LENGTH = 64
@@ -37,6 +48,9 @@ _IN_ERROR = 3
 class DjangoInbox:
     """Runs handlers in a transaction together with the memory that they ran."""
 
+    def __init__(self) -> None:
+        self._tidied_at = 0.0
+
     def run(self, handler: Handler, event: DomainEvent) -> bool:
         """Call ``handler`` with ``event`` unless it took effect for it before.
 
@@ -45,8 +59,12 @@ class DjangoInbox:
         second delivery at the same time waits for the first, and then is a duplicate. What it
         does elsewhere (another database, a web service) is not part of that.
 
+        What an async handler does with the ORM, or in ``sync_to_async``, it does in this thread and so
+        in this transaction, while its own code runs on the loop.
+
         :return: ``False``: a duplicate, the handler was not called.
         :raises InboxUnavailable: the handler was not called; calling again later is safe.
+        :raises TransactionLost: the database went away while it ran; calling again later is safe, too.
         :raises TransactionManagementError: the handler returned, and left its transaction in a
             state in which nothing of it could be committed.
         :raises Exception: whatever the handler raised, or what it left to ``transaction.on_commit``
@@ -58,11 +76,64 @@ class DjangoInbox:
         try:
             if handler.idempotent and event.uuid_string:
                 return _run_reconnecting(connections[alias], handler, event)
-            handler.call(event)
+            _call(handler, event, _nothing)
             return True
         finally:
             _tidy(alias, around)
             _at_thread_end.close(alias)
+
+    async def arun(self, handler: Handler, event: DomainEvent, threads: Executor) -> bool:
+        """As :meth:`run`, for an async handler, from the loop that it shall run on.
+
+        One that is idempotent has a thread of ``threads`` beside it, with a connection and the
+        transaction, for as long as it runs. One that is not has neither: what it does with the ORM
+        takes turns with the others, in the one thread that ``sync_to_async`` has for a loop.
+        """
+        if handler.idempotent and event.uuid_string:
+            # From such a thread async_to_sync() leads back to this loop, and sync_to_async() to it.
+            run = sync_to_async(self.run, thread_sensitive=False, executor=cast(ThreadPoolExecutor, threads))
+            return await run(handler, event)
+        try:
+            await _await(handler.call, event, _nothing)
+        except BaseException:
+            await self._tidy_shared(0)
+            raise
+        await self._tidy_shared(TIDY_SECONDS)
+        return True
+
+    async def _tidy_shared(self, seconds: float) -> None:
+        """Look after the connections of the shared thread, unless it was done ``seconds`` ago."""
+        now = monotonic()
+        if now - self._tidied_at >= seconds:
+            self._tidied_at = now
+            await sync_to_async(_tidy)(router.db_for_write(InboxEntry), {})
+
+
+def _nothing() -> None:
+    """There is no transaction to look at."""
+
+
+def _call(handler: Handler, event: DomainEvent, verify: Callable[[], None]) -> None:
+    """Call a handler, and verify that its transaction can be committed before it cleans up."""
+    if handler.is_async:
+        async_to_sync(_await)(handler.call, event, verify)
+    elif isinstance(handler.call, Injected):
+        handler.call.verified(event, verify)
+    else:
+        handler.call(event)
+
+
+async def _await(call: Callable[..., Any], event: DomainEvent, verify: Callable[[], None]) -> None:
+    averified = getattr(call, "averified", None)
+    if averified is None:
+        await call(event)
+    else:
+        await averified(event, verify, _in_thread)
+
+
+async def _in_thread(function: Callable[[], Any]) -> Any:
+    """Run what may wait where the ORM runs: in the thread of the transaction, if there is one."""
+    return await sync_to_async(function)()
 
 
 class _NotAsked(InboxUnavailable):
@@ -92,14 +163,47 @@ def _run_once(connection: BaseDatabaseWrapper, handler: Handler, event: DomainEv
         # dies between COMMIT and the hooks. Nothing but the row knows of them.
         if commit.has_happened:
             _take_back(connection, handler.name, event.uuid_string, error)
+        elif _is_lost(connection, commit, error):
+            raise _lost(connection.alias, error) from error
         raise
 
 
+def _is_lost(connection: BaseDatabaseWrapper, commit: _Commit, error: BaseException) -> bool:
+    """Tell whether a handler failed because the database went away, and for no other reason.
+
+    Then its transaction is rolled back. The exception is a connection that is lost during COMMIT:
+    whether that was done, the inbox tells when the handler is to run again.
+    """
+    if commit.is_closed_by_handler or not connection_errors_in(error):
+        return False
+    # Django has closed a connection that it could not roll back.
+    return connection.connection is None or not connection.is_usable()
+
+
+def connection_errors_in(error: BaseException) -> bool:
+    """Tell whether an exception is, or was raised for, one that a lost connection raises.
+
+    A signal of the handler's is none: it has decided what shall happen.
+    """
+    seen: set[int] = set()
+    each: BaseException | None = error
+    while each is not None and id(each) not in seen and not isinstance(each, HandlerSignal):
+        if isinstance(each, (OperationalError, InterfaceError)):
+            return True
+        seen.add(id(each))
+        each = each.__cause__ or each.__context__
+    return False
+
+
 class _Commit:
-    """Whether a transaction was committed, seen by the first of its hooks."""
+    """Whether a transaction was committed, seen by the first of its hooks.
+
+    Beside it, whether the handler closed the connection itself.
+    """
 
     def __init__(self) -> None:
         self.has_happened = False
+        self.is_closed_by_handler = False
 
     def note(self) -> None:
         """The hook."""
@@ -118,9 +222,35 @@ def _run_in_transaction(
         if not _remember(connection, handler.name, _identity(event.uuid_string)):
             return False
         depth = _depth(connection)
-        handler.call(event)
-        _check_can_commit(connection, handler.name, depth)
+
+        def verify() -> None:
+            _check_can_commit(connection, handler.name, depth)
+
+        _cancel_on_expiry(connection)
+        try:
+            _call(handler, event, verify)
+            verify()  # again: a dependency that cleaned up may have spoiled it
+        finally:
+            commit.is_closed_by_handler = connection.closed_in_transaction
     return True
+
+
+def _cancel_on_expiry(connection: BaseDatabaseWrapper) -> None:
+    """Let the statement that the database is busy with be cancelled when the handler's time is up."""
+    attempt = current_attempt()
+    if attempt is None:
+        return
+    raw = connection.connection
+    # psycopg 3 has a way with a limit of time (from 3.2), older ones and psycopg2 have cancel(),
+    # SQLite has interrupt(); each may be called from another thread.
+    safe, cancel = getattr(raw, "cancel_safe", None), getattr(raw, "cancel", None)
+    interrupt = getattr(raw, "interrupt", None)
+    if safe is not None:
+        attempt.on_expiry(lambda: safe(timeout=CANCEL_SECONDS))
+    elif cancel is not None:
+        attempt.on_expiry(cancel)
+    elif interrupt is not None:
+        attempt.on_expiry(interrupt)
 
 
 def _take_back(connection: BaseDatabaseWrapper, consumer: str, event_id: str, error: BaseException) -> None:
@@ -203,6 +333,12 @@ def _unavailable(alias: str, error: Error) -> _NotAsked:
     if is_missing_table(error):
         return _NotAsked(f"database {alias!r} has no inbox table: run 'manage.py migrate --database {alias}'")
     return _NotAsked(f"the inbox in database {alias!r} cannot be asked now: {' '.join(str(error).split())}")
+
+
+def _lost(alias: str, error: BaseException) -> TransactionLost:
+    return TransactionLost(
+        f"the database {alias!r} went away while a handler ran: {' '.join(str(error).split())}"
+    )
 
 
 def _depth(connection: BaseDatabaseWrapper) -> int:

@@ -52,21 +52,12 @@ def test_unknown_names_list_the_known(handlers: Registry) -> None:
     assert [each.name for each in handlers.select(["known", "known"])] == ["known"]
 
 
-async def async_handler(event: DomainEvent) -> None: ...
-
-
-class AsyncCallable:
-    async def __call__(self, event: DomainEvent) -> None: ...
-
-
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
         ({"call": "text"}, "which cannot be called"),
         ({"call": lambda: None}, "cannot be called with one argument"),
         ({"call": lambda a, b: None}, "cannot be called with one argument"),
-        ({"call": async_handler}, "is an async function"),
-        ({"call": AsyncCallable()}, "is an async function"),
         ({"binding_keys": ()}, "has no binding key"),
         ({"binding_keys": ("order*",)}, "binding key 'order\\*'"),
         ({"binding_keys": (7,)}, "binding key 7 is of type int"),
