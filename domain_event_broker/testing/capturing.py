@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 from domain_event_broker import config, publisher
 from domain_event_broker.codecs import bodies_of
 from domain_event_broker.config import BrokerSettings
-from domain_event_broker.events import DomainEvent, Message
+from domain_event_broker.events import DomainEvent, Message, TypedEvent
 from domain_event_broker.ports import Capabilities, Delivery, Outbox, PublishOutcome, Stored, Transport
 from domain_event_broker.testing.published import Published, PublishedEvents, always
 from domain_event_broker.testing.running import MAX_DELIVERIES, HandlerRunner, RunReport
@@ -125,7 +125,7 @@ class CaptureEventsMixin:
 
 
 def run_handlers(
-    *events: DomainEvent,
+    *events: DomainEvent | TypedEvent,
     handlers: Iterable[Any] | None = None,
     allow_dead_letters: bool = False,
     max_deliveries: int = MAX_DELIVERIES,
@@ -139,7 +139,7 @@ def run_handlers(
     __tracebackhide__ = True
     with capture_events() as captured:
         bodies = bodies_of(config.current() or BrokerSettings(url=("memory:",)))
-        captured.take_note([Published(bodies.encode(event)) for event in events])
+        captured.take_note([Published(bodies.encode(publisher.to_event(event))) for event in events])
         return captured.run_handlers(
             handlers, allow_dead_letters=allow_dead_letters, max_deliveries=max_deliveries
         )

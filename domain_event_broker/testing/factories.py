@@ -4,33 +4,42 @@ from __future__ import annotations
 
 from typing import Any
 
-from domain_event_broker.events import DomainEvent, decode, encode
+from domain_event_broker.events import DomainEvent, TypedEvent, decode, encode
 from domain_event_broker.ports import Delivery
+from domain_event_broker.publisher import to_event
 
 #: The routing key where it does not matter.
 ROUTING_KEY = "thing.happened"
 
 
 def make_event(
-    routing_key: str = ROUTING_KEY, data: Any = None, domain_object_id: Any = None, **fields: Any
+    routing_key: str | TypedEvent = ROUTING_KEY,
+    data: Any = None,
+    domain_object_id: Any = None,
+    **fields: Any,
 ) -> DomainEvent:
     """Return an event as a handler gets it.
 
     It went to JSON and back, so data that cannot be published cannot be tested with, and a tuple
     has become a list.
 
+    :param routing_key: or a typed event, which has its own key, data and object.
     :param data: default: ``{}``.
     :param fields: further arguments of :class:`~domain_event_broker.DomainEvent`, such as
         ``retries=2`` or ``uuid_string=...``.
     :raises InvalidEvent: it could not be published.
     """
-    event = DomainEvent(routing_key, {} if data is None else data, domain_object_id, **fields)
+    if isinstance(routing_key, str):
+        event = DomainEvent(routing_key, {} if data is None else data, domain_object_id, **fields)
+    else:
+        event = to_event(routing_key)
+        vars(event).update(fields)
     message = encode(event)
-    return decode(message.body, message.event_id, event.retries)
+    return decode(message.body, message.event_id, event.retries, headers=message.headers)
 
 
 def make_delivery(
-    event: DomainEvent | str = ROUTING_KEY,
+    event: DomainEvent | TypedEvent | str = ROUTING_KEY,
     data: Any = None,
     *,
     queue: str = "handler",

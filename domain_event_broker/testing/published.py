@@ -10,7 +10,8 @@ from typing import Any, overload
 
 from domain_event_broker import config
 from domain_event_broker.codecs import PLAIN_BODIES, bodies_of
-from domain_event_broker.events import DomainEvent, Message
+from domain_event_broker.events import DomainEvent, Message, encode
+from domain_event_broker.publisher import to_event
 from domain_event_broker.routing import matches
 
 #: Events that a failed assertion lists, and characters of the data of each.
@@ -111,8 +112,8 @@ class PublishedEvents(Sequence[DomainEvent]):
     ) -> DomainEvent:
         """Assert that such an event was published, and return it (the first, of several).
 
-        :param kind: a routing key, a binding key such as ``"order.*"``, a typed event's class, or a
-            typed event: one equal to it.
+        :param kind: a routing key, a binding key such as ``"order.*"``, a class of typed events, or an
+            event, typed or not: one with its key, its data and its object.
         :param data: all of its data.
         :param including: a part of its data.
         :param domain_object_id: the object it happened to.
@@ -184,6 +185,10 @@ class _Wanted:
     def read(
         cls, kind: Any, data: Any, including: Mapping[str, Any] | None, domain_object_id: Any
     ) -> _Wanted:
+        if not isinstance(kind, (str, type)):
+            wanted = event_in(encode(to_event(kind)))
+            data = wanted.data if data is ... else data
+            domain_object_id = wanted.domain_object_id if domain_object_id is ... else domain_object_id
         key = domain_object_id if domain_object_id in (..., None) else str(domain_object_id)
         return cls(kind, data, including, key)
 
@@ -209,13 +214,20 @@ class _Wanted:
 
 def name_of_kind(kind: Any) -> str:
     """Return how a message speaks of a kind of events."""
-    return kind if isinstance(kind, str) else getattr(kind, "__name__", repr(kind))
+    return kind if isinstance(kind, str) else getattr(kind, "__name__", type(kind).__name__)
 
 
 def _is_of(kind: Any, event: DomainEvent) -> bool:
     if isinstance(kind, str):
         return matches(kind, event.routing_key)
-    raise TypeError(f"{kind!r} is no kind of events: use a routing key or a binding key such as 'order.*'")
+    if isinstance(kind, type) and hasattr(kind, "binding_key"):
+        return matches(kind.binding_key(), event.routing_key)
+    if isinstance(kind, type) or not (isinstance(kind, DomainEvent) or hasattr(kind, "to_event")):
+        raise TypeError(
+            f"{kind!r} is no kind of events: use a routing key, a binding key such as 'order.*', or a class "
+            "of typed events"
+        )
+    return event.routing_key == to_event(kind).routing_key
 
 
 def _difference(want: Any, data: Any) -> str:

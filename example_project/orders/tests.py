@@ -11,6 +11,7 @@ from domain_event_broker.django.discovery import discover
 from domain_event_broker.django.inbox import DjangoInbox
 from domain_event_broker.django.models import OutboxEvent
 from domain_event_broker.errors import InvalidEvent
+from domain_event_broker.testing import CaptureEventsMixin
 from orders.catalogue import PRODUCTS
 from orders.models import Order
 from orders.services import add_note, place_order
@@ -25,26 +26,28 @@ def _charged(order: Order) -> DomainEvent:
     return DomainEvent("payment.charged", {"attempt": 2, "reference": "ch_1"}, domain_object_id=order.number)
 
 
-class PlacingAnOrder(TestCase):
+class PlacingAnOrder(CaptureEventsMixin, TestCase):
     """What is written when a visitor orders."""
 
     def test_writes_the_order_and_its_event_together(self) -> None:
         order = _order()
-        event = OutboxEvent.objects.get()
-        self.assertEqual((event.routing_key, event.ordering_key), ("order.placed", order.number))
-        self.assertEqual(DomainEvent.from_json(event.body).data["total_cents"], 6900)
+        self.captured_events.assert_published(
+            "order.placed", including={"total_cents": 6900}, domain_object_id=order.number
+        )
 
     def test_leaves_neither_when_the_transaction_fails(self) -> None:
         with self.assertRaises(ZeroDivisionError), transaction.atomic():
             _order()
             raise ZeroDivisionError
-        self.assertFalse(Order.objects.exists() or OutboxEvent.objects.exists())
+        self.assertFalse(Order.objects.exists())
+        self.captured_events.assert_not_published()
 
     def test_leaves_neither_when_the_event_cannot_be_published(self) -> None:
         tight = {"URL": "database:", "MAX_PAYLOAD_BYTES": 64}
         with self.settings(DOMAIN_EVENT_BROKER=tight), self.assertRaises(InvalidEvent):
             _order()
-        self.assertFalse(Order.objects.exists() or OutboxEvent.objects.exists())
+        self.assertFalse(Order.objects.exists())
+        self.captured_events.assert_not_published()
 
     def test_publishes_a_note_after_the_order_under_the_same_key(self) -> None:
         add_note(_order(), "hello")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from io import StringIO
 
 from django.core.management import call_command
-from django.test import TestCase
+from django.test import TestCase, override_settings
 from django.urls import reverse
 from orders.catalogue import PRODUCTS
 from orders.models import Order, TimelineEntry
@@ -15,6 +15,7 @@ from domain_event_broker import DomainEvent
 from domain_event_broker.django.discovery import discover
 from domain_event_broker.django.inbox import DjangoInbox
 from domain_event_broker.django.models import InboxEntry, OutboxEvent
+from domain_event_broker.testing import CaptureEventsMixin
 from shop.account import draw_up
 
 
@@ -72,6 +73,23 @@ class TheAccount(TestCase):
             call_command("account", "--wait", "0", stdout=out)
         self.assertEqual(ended.exception.code, 1)
         self.assertIn("does NOT balance", out.getvalue())
+
+
+@override_settings(PAYMENT_PROVIDER_SEED=1)
+class TheWholeWay(CaptureEventsMixin, TestCase):
+    """From an order to its parcel, through all handlers, with the troubles that the dice bring."""
+
+    def test_every_order_is_sent_or_declined_but_for_one_to_the_moon(self) -> None:
+        orders = [place_order(PRODUCTS["chess"], 1, city) for city in ["Dresden", "Cork", "Evora"] * 5]
+        to_the_moon = place_order(PRODUCTS["chess"], 1, "The Moon")
+        report = self.captured_events.run_handlers(allow_dead_letters=True)
+        report.assert_handled("orders-timeline", times=None)
+        letters = {letter.queue for letter in report.dead_letters}
+        self.assertEqual(letters, {"shipping-ship"})
+        report.assert_dead_lettered("shipping-ship", "no carrier goes to The Moon")
+        states = Order.objects.exclude(pk=to_the_moon.pk).values_list("status", flat=True)
+        self.assertLessEqual(set(states), {"shipped", "declined"})
+        self.assertEqual(len(states), len(orders))
 
 
 class TheFeed(TestCase):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from decimal import Decimal
 
 import pytest
 
@@ -27,6 +28,7 @@ from domain_event_broker.testing import (
     make_event,
     run_handlers,
 )
+from domain_event_broker.typed import EventModel
 
 
 @pytest.fixture(autouse=True)
@@ -281,3 +283,39 @@ def test_a_delivery_of_the_factory_holds_the_event_or_what_is_none() -> None:
     assert DomainEvent.from_json(delivery.body) == event
     assert (delivery.queue, delivery.retries, delivery.headers["tenant"]) == ("billing", 1, "blue")
     assert make_delivery("order.placed", body=b"no JSON").body == b"no JSON"
+
+
+# --- typed events ---------------------------------------------------------------------------
+
+
+class Placed(EventModel, routing_key="order.{country}.placed", object_id="number"):
+    """A typed event."""
+
+    country: str
+    number: int
+    total: Decimal
+
+
+PLACED = Placed(country="nl", number=7, total=Decimal("25.50"))
+
+
+def test_typed_events_are_asserted_by_their_class_or_as_they_are(captured_events: CapturedEvents) -> None:
+    publish_domain_event(PLACED)
+    captured_events.assert_published(Placed, including={"country": "nl"}, domain_object_id=7)
+    captured_events.assert_published(PLACED)
+    captured_events.assert_not_published(PLACED.model_copy(update={"country": "be"}))
+    with pytest.raises(AssertionError, match=r"(?s)Placed with data .*but total is "):
+        captured_events.assert_published(PLACED.model_copy(update={"total": Decimal(1)}))
+    with pytest.raises(TypeError, match="is no kind of events"):
+        captured_events.of(int)
+
+
+def test_typed_events_can_be_given_to_handlers() -> None:
+    seen: list[Placed] = []
+
+    def take(event: Placed) -> None:
+        seen.append(event)
+
+    typed = Handler(call=take, name="typed", binding_keys=(Placed,))
+    run_handlers(PLACED, make_event(PLACED, retries=1), handlers=[typed]).assert_handled("typed", times=2)
+    assert seen == [PLACED, PLACED]
