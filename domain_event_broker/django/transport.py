@@ -387,6 +387,11 @@ def _check_options(subscription: Subscription) -> None:
                 f"handler {subscription.name!r} has {option}=True: queues of database: do not vanish "
                 "with their consumer; RabbitMQ (amqp:) has such queues"
             )
+    if subscription.dead_letter_ttl is not None or subscription.dead_letter_limit is not None:
+        raise UnsupportedOption(
+            f"handler {subscription.name!r} limits its dead letters with DeadLetter(...): database: keeps "
+            "them until somebody decides; RabbitMQ (amqp:) can limit them"
+        )
 
 
 @lru_cache(maxsize=256)

@@ -69,6 +69,7 @@ class _Entry:
     headers: dict[str, str | int]
     position: int = 0
     retries: int = 0
+    buried_at: float = 0.0
 
 
 @dataclass(slots=True)
@@ -80,6 +81,8 @@ class _Queue:
     ready: list[tuple[int, _Entry]] = field(default_factory=list)
     delayed: list[tuple[float, int, _Entry]] = field(default_factory=list)
     dead: dict[int, _Entry] = field(default_factory=dict)
+    dead_ttl: float | None = None
+    dead_limit: int | None = None
     receivers: set[MemoryTransport] = field(default_factory=set)
     in_flight: int = 0
 
@@ -113,6 +116,11 @@ class MemoryBroker:
                 entry = _Entry(message.routing_key, message.body, message.event_id, dict(message.headers))
                 self._append(queue, entry)
             return bool(bound)
+
+    def limit_letters(self, name: str, ttl: float | None, most: int | None) -> None:
+        """Keep dead letters of a queue for ``ttl`` seconds, and so many of them; ``None``: without limit."""
+        with self.changed:
+            self._queues[name].dead_ttl, self._queues[name].dead_limit = ttl, most
 
     def declare(self, exchange: str, name: str, binding_keys: Iterable[str]) -> None:
         """Make the queue, unless it is there, and bind it with these keys, too."""
@@ -181,13 +189,15 @@ class MemoryBroker:
         with self.changed:
             queue = self._queues[name]
             queue.in_flight -= 1
+            entry.buried_at = self.clock.now()
             queue.dead[next(self._numbers)] = entry
+            self._forget_letters(queue)
 
     def dead(self, name: str) -> list[tuple[int, _Entry]]:
         """Return the dead letters of a queue, oldest first, each with its number."""
         with self.changed:
             queue = self._queues.get(name)
-            return list(queue.dead.items()) if queue else []
+            return list(self._forget_letters(queue).dead.items()) if queue else []
 
     def exhume(self, name: str, number: int, replay: bool) -> bool:
         """Take a letter out of the dead ones, and put it to work if it is to be replayed.
@@ -196,7 +206,7 @@ class MemoryBroker:
         """
         with self.changed:
             queue = self._queues[name]
-            entry = queue.dead.pop(number, None)
+            entry = self._forget_letters(queue).dead.pop(number, None)
             if entry is not None and replay:
                 headers = without_failure(entry.headers)
                 headers[HEADER_REPLAYS] = _replays(entry) + 1
@@ -210,7 +220,7 @@ class MemoryBroker:
             queue = self._queues.get(name)
             if queue is None:
                 return QueueStats(exists=False, in_flight=0, consumers=0)
-            self._ripe(queue)
+            self._forget_letters(self._ripe(queue))
             return QueueStats(
                 exists=True,
                 ready=len(queue.ready),
@@ -219,6 +229,17 @@ class MemoryBroker:
                 dead=len(queue.dead),
                 consumers=len(queue.receivers),
             )
+
+    def _forget_letters(self, queue: _Queue) -> _Queue:
+        """Drop the dead letters that are beyond the limits, the oldest first."""
+        while queue.dead:
+            oldest = next(iter(queue.dead))
+            age = self.clock.now() - queue.dead[oldest].buried_at
+            is_old = queue.dead_ttl is not None and age >= queue.dead_ttl
+            if not is_old and (queue.dead_limit is None or len(queue.dead) <= queue.dead_limit):
+                break
+            del queue.dead[oldest]
+        return queue
 
     def _append(self, queue: _Queue, entry: _Entry) -> None:
         self._ripe(queue)
@@ -264,7 +285,7 @@ class MemoryTransport:
     :raises ConfigurationError: the URL, or the type of the exchange, cannot be served.
     """
 
-    capabilities = Capabilities(durable=False, cross_process=False)
+    capabilities = Capabilities(durable=False, cross_process=False, dead_letter_limits=True)
 
     def __init__(self, settings: BrokerSettings) -> None:
         self._broker = broker(_name(settings))
@@ -291,6 +312,9 @@ class MemoryTransport:
         self._check_open()
         _check_options(subscription)
         self._broker.declare(self._exchange, subscription.name, subscription.binding_keys)
+        self._broker.limit_letters(
+            subscription.name, subscription.dead_letter_ttl, subscription.dead_letter_limit
+        )
 
     def check(self, subscription: Subscription) -> list[str]:
         """See :class:`~domain_event_broker.ports.Transport`."""
