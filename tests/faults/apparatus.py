@@ -27,7 +27,7 @@ INTERPRETER = (sys.executable, "-m", "tests.faults.project")
 DATABASE = "faults"
 #: Handlers that run; ``spy`` never does.
 HANDLERS = ("steady", "moody", "lethal", "slow")
-ALL_HANDLERS = (*HANDLERS, "spy")
+ALL_HANDLERS = (*HANDLERS, "odd", "spy")
 #: Lets publishers make no event that kills the process of ``moody``: a test of something else would wait
 #: for it in vain.
 SPARING = {"FAULTS_SPARE": "deadly"}
@@ -101,7 +101,7 @@ class Program:
         self._process.kill()
         self._process.wait()
 
-    def stop(self, timeout: float = 20.0) -> int:
+    def stop(self, timeout: float = 60.0) -> int:
         """SIGTERM; return the exit code."""
         self.asked_to_stop = True
         self.send(signal.SIGTERM)
@@ -143,6 +143,8 @@ class Stage:
         self.transport = transport
         self.directory = Path(tempfile.mkdtemp(prefix="faults-"))
         self.programs: list[Program] = []
+        #: Further variables of the environment of all programs.
+        self.environment: dict[str, str] = {}
         self.postgres = postgres or PrivatePostgreSQL(
             {"max_connections": "60", "idle_session_timeout": "0", **(database_settings or {})}
         )
@@ -185,13 +187,14 @@ class Stage:
         return self._proxies[-1]
 
     def declare(self) -> None:
-        """Make the queues of all handlers, all at once: each waits until its own are safe."""
-        for declaring in [self.run("declare_queues", name, direct=True) for name in ALL_HANDLERS]:
-            assert declaring.wait() == 0, declaring.output()
+        """Make the queues of all handlers."""
+        declaring = self.run("declare_queues", *ALL_HANDLERS, direct=True)
+        assert declaring.wait() == 0, declaring.output()
 
     def reset(self) -> None:
         """End the programs, and empty tables, queues and dead letters."""
         self.end_programs()
+        self.environment.clear()
         self.broker.empty(ALL_HANDLERS)
         self.sql(f"TRUNCATE {TABLES}")
         self.sql("UPDATE domain_event_broker_lease SET owner = '', lease_until = 0")
@@ -219,7 +222,8 @@ class Stage:
         """
         self._names += 1
         log = self.directory / f"{self._names:04d}-{command[0]}.log"
-        variables = {**os.environ, **self._addresses(direct), **environment, "PYTHONPATH": str(checkout)}
+        variables = {**os.environ, **self._addresses(direct), **self.environment, **environment}
+        variables["PYTHONPATH"] = str(checkout)
         program = Program(command, variables, log, checkout)
         self.programs.append(program)
         return program

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.harness import binaries
-from tests.harness.server import PrivateServer, ServerError
+from tests.harness.server import PrivateServer, ServerError, descendants, is_alive
 
 #: A killed process loses nothing that the kernel has: only a power cut would need fsync.
 SETTINGS = {"fsync": "off", "max_connections": "200", "log_min_messages": "warning"}
@@ -71,6 +71,20 @@ class PrivatePostgreSQL(PrivateServer):
         except ServerError:
             return False
         return True
+
+    def limit_files(self, size: int | None) -> None:
+        """Let the files of the server grow to so many bytes and no further; ``None``: without a limit.
+
+        As on a disk that is full, but for files that are there already, such as the write-ahead
+        log in its segments of 16 MB. It holds for the sessions that are open and for new ones.
+        """
+        soft = "unlimited" if size is None else str(size)
+        for pid in [self.pid, *descendants(self.pid)]:
+            try:
+                self.run_tool("prlimit", "--pid", str(pid), f"--fsize={soft}:")
+            except ServerError:
+                if is_alive(pid):
+                    raise
 
     @property
     def _data(self) -> Path:
