@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from domain_event_broker.config import BrokerSettings, mask, scheme
 from domain_event_broker.errors import ConfigurationError, MissingDependency
-from domain_event_broker.ports import Transport
+from domain_event_broker.ports import Subscription, Transport
 
 #: Where the built-in transports are written. They are imported when first opened, so that a
 #: program pays for the driver of its own broker only.
@@ -38,6 +38,15 @@ def open_transport(settings: BrokerSettings) -> Transport:
     :raises BrokerUnavailable: no URL answered.
     """
     return cast(Transport, transport_class(settings.url)(settings))
+
+
+def declare_all(transport: Transport, subscriptions: Sequence[Subscription]) -> None:
+    """Declare what several handlers need, in one go where the transport has a faster way for that."""
+    if hasattr(transport, "declare_all"):
+        transport.declare_all(subscriptions)
+        return
+    for subscription in subscriptions:
+        transport.declare(subscription)
 
 
 def transport_class(urls: Sequence[str]) -> Any:

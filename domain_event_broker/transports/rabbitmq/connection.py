@@ -35,6 +35,14 @@ CLOSE_TIMEOUT = 3.0
 
 _ACCESS_REFUSED = 403
 
+#: What the broker says when it ends a channel because a delivery had no answer for half an hour
+#: (https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout).
+_TIMED_OUT = "delivery acknowledgement on channel"
+_TIMED_OUT_HINT = (
+    " (a handler works on one event for longer than consumer_timeout of the broker allows; what it began is "
+    "delivered again. Raise consumer_timeout there, or let the handler do less at once)"
+)
+
 #: What pika raises when a connection fails.
 PIKA_ERRORS = (pika.exceptions.AMQPError, connection_workflow.AMQPConnectorException)
 
@@ -278,7 +286,8 @@ def broker_errors() -> Iterator[None]:
             raise AccessRefused(
                 f"{error.reply_text}; grant it with 'rabbitmqctl set_permissions', or use another user"
             ) from error
-        raise BrokerUnavailable(f"the broker refused a command: {error.reply_text}") from error
+        hint = _TIMED_OUT_HINT if _TIMED_OUT in str(error.reply_text) else ""
+        raise BrokerUnavailable(f"the broker refused a command: {error.reply_text}{hint}") from error
     except PIKA_ERRORS as error:
         raise BrokerUnavailable(f"the connection to the broker was lost: {_text(error)}") from error
 

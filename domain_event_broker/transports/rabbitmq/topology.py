@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -99,6 +99,14 @@ class Layout:
         return [*([self.letters] if self.letters else []), self.handler, *self.delays.values()]
 
 
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """The queues of a handler that can be used, and whether some of them must settle first."""
+
+    layout: Layout
+    is_young: bool
+
+
 def letters_name(name: str) -> str:
     """Return the name of the dead-letter queue of the handler ``name``."""
     return f"{name}-dl"
@@ -122,15 +130,23 @@ def layout_of(subscription: Subscription) -> Layout:
     _check_options(subscription)
     return Layout(
         handler=_handler_queue(subscription),
-        letters=letters_queue(subscription.name) if subscription.dead_letter else None,
+        letters=letters_queue(subscription) if subscription.dead_letter else None,
         delays={step: _delay_queue(subscription, step) for step in LADDER_MS},
     )
 
 
-def letters_queue(name: str) -> QueueSpec:
-    """Return the dead-letter queue of the handler ``name``."""
-    arguments = {"x-queue-type": "quorum", "x-delivery-limit": NO_DELIVERY_LIMIT}
-    return QueueSpec(letters_name(name), arguments)
+def letters_queue(wanted: Subscription) -> QueueSpec:
+    """Return the dead-letter queue of a handler.
+
+    Its limits lose letters, as they were asked to: the broker deletes those that are too old, and the
+    oldest when there are too many (https://www.rabbitmq.com/docs/maxlength, ``drop-head``).
+    """
+    arguments: dict[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": NO_DELIVERY_LIMIT}
+    if wanted.dead_letter_ttl is not None:
+        arguments["x-message-ttl"] = round(wanted.dead_letter_ttl * 1000)
+    if wanted.dead_letter_limit is not None:
+        arguments |= {"x-max-length": wanted.dead_letter_limit, "x-overflow": "drop-head"}
+    return QueueSpec(letters_name(wanted.name), arguments)
 
 
 def _handler_queue(wanted: Subscription) -> QueueSpec:
@@ -195,24 +211,34 @@ class Topology:
             self._ensure_exchange()
             logger.info("exchange %s declared", self._settings.exchange)
 
-    def declare(self, wanted: Subscription, settled: Callable[[], None]) -> Layout:
-        """Declare and bind what a subscription needs; return the queues that can be used.
+    def declare(self, wanted: Sequence[Subscription], settled: Callable[[], None]) -> list[Layout]:
+        """Declare and bind what subscriptions need; return for each the queues that can be used.
 
-        :param settled: called when quorum queues were created; returns when they are safe.
-        :raises QueueMismatch: a queue exists with other arguments.
+        :param settled: called once when quorum queues were created; returns when they are safe.
+        :raises QueueMismatch: a queue exists with other arguments; those before it are ready.
         """
-        layout = layout_of(wanted)
         self._ensure_exchange()
+        made: list[_Made] = []
+        try:
+            for each in wanted:
+                made.append(self._make(each))
+        finally:
+            if any(each.is_young for each in made):
+                settled()
+            # Bound last: no event may enter a queue that could still vanish.
+            for subscription in wanted[: len(made)]:
+                self.bind(subscription.name, subscription.binding_keys)
+        return [each.layout for each in made]
+
+    def _make(self, wanted: Subscription) -> _Made:
+        layout = layout_of(wanted)
         self._refuse_half_migrated(layout, wanted)
         usable: set[str] = set()
         created = [spec for spec in layout.all() if self._declare(spec, wanted, usable)]
         if created:
             logger.info("%d queues declared for handler %s", len(created), wanted.name)
-        if any(spec.is_quorum for spec in created):
-            settled()
-        # Bound last: no event may enter a queue that could still vanish.
-        self.bind(wanted.name, wanted.binding_keys)
-        return replace(layout, delays={ms: spec for ms, spec in layout.delays.items() if spec.name in usable})
+        delays = {ms: spec for ms, spec in layout.delays.items() if spec.name in usable}
+        return _Made(replace(layout, delays=delays), any(spec.is_quorum for spec in created))
 
     def adopted(self, wanted: Subscription) -> Subscription:
         """Return what is wanted, with a classic queue where there is one that may be used as it is."""
@@ -407,7 +433,8 @@ class Topology:
         error = self._attempt(
             lambda c: c.ask(c.pika.exchange_declare, exchange=name, exchange_type=kind, durable=True)
         )
-        if error is not None:
+        # Who may not make it need not: a user of subscribers can do without the right to delete it.
+        if error is not None and not (error.reply_code == _REFUSED and self._exchange_exists()):
             self._raise_exchange_error(error)
 
     def _exchange_exists(self) -> bool:

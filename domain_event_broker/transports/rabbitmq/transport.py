@@ -75,7 +75,7 @@ class RabbitMQTransport:
     :raises AccessRefused: wrong credentials, virtual host or permission.
     """
 
-    capabilities = Capabilities(transient_queues=True, queue_types=True)
+    capabilities = Capabilities(transient_queues=True, queue_types=True, dead_letter_limits=True)
 
     def __init__(self, settings: BrokerSettings) -> None:
         self._settings = settings
@@ -88,6 +88,8 @@ class RabbitMQTransport:
         self._mover = Mover(self._any_sender, self._declare_again)
         self._consumers: dict[str, Consumer] = {}
         self._layouts: dict[str, Layout] = {}
+        #: What was declared here and not subscribed to, each as its queues can serve it.
+        self._declared: dict[Subscription, Subscription] = {}
         self._renewed: dict[str, float] = {}
         self._arrived: deque[Delivery] = deque()
         self._ready: deque[Delivery] = deque()
@@ -145,7 +147,9 @@ class RabbitMQTransport:
         :raises QueueMismatch: a queue exists with other arguments.
         :raises UnsupportedOption: a quorum queue was asked for that is not durable or shared.
         """
-        subscription = self._declare(subscription)
+        if subscription not in self._declared:
+            self._declare([subscription])
+        subscription = self._declared.pop(subscription)
         known = self._consumers.get(subscription.name)
         if known is not None and known.subscription == subscription:
             return
@@ -158,7 +162,12 @@ class RabbitMQTransport:
     @_translated
     def declare(self, subscription: Subscription) -> None:
         """As :meth:`subscribe`, without receiving."""
-        self._declare(subscription)
+        self._declare([subscription])
+
+    @_translated
+    def declare_all(self, subscriptions: Sequence[Subscription]) -> None:
+        """As :meth:`declare` for each, with one wait of two seconds for all queues that are new."""
+        self._declare(subscriptions)
 
     @_translated
     def check(self, subscription: Subscription) -> list[str]:
@@ -180,7 +189,7 @@ class RabbitMQTransport:
         """
         migration = Migration(self._receiver(), self._topology(), self._any_sender(), self._let_settle)
         moved = migration.run(subscription)
-        self._declare(subscription)
+        self._declare([subscription])
         return moved
 
     @_translated
@@ -197,12 +206,13 @@ class RabbitMQTransport:
         """
         return {name: self._stats(name) for name in queues}
 
-    def _declare(self, wanted: Subscription) -> Subscription:
-        """Declare the queues; return the subscription as these queues can serve it."""
-        subscription = self._topology().adopted(wanted)
-        layout = self._topology().declare(subscription, self._let_settle)
-        self._layouts[subscription.name] = layout
-        return subscription
+    def _declare(self, wanted: Sequence[Subscription]) -> None:
+        """Declare the queues; take note of the subscriptions as these queues can serve them."""
+        served = [self._topology().adopted(each) for each in wanted]
+        layouts = self._topology().declare(served, self._let_settle)
+        for each, subscription, layout in zip(wanted, served, layouts, strict=True):
+            self._layouts[subscription.name] = layout
+            self._declared[each] = subscription
 
     def _stats(self, name: str) -> QueueStats:
         topology = self._topology()

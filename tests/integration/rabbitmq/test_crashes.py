@@ -106,6 +106,18 @@ def test_a_queue_that_exists_is_not_waited_for(connect, handler, monkeypatch) ->
     assert len(waits) == 1
 
 
+def test_new_queues_of_many_handlers_are_waited_for_once(connect, handler, monkeypatch) -> None:
+    waits: list[float] = []
+    wanted, transport = [handler() for _ in range(3)], connect()
+    monkeypatch.setattr(type(transport), "_let_settle", lambda self: waits.append(topology.SETTLE_SECONDS))
+    transport.declare_all(wanted)
+    for each in wanted:
+        transport.subscribe(each)
+    assert len(waits) == 1
+    publish(transport, *(message(f"{each.name}.x") for each in wanted))
+    assert {each.queue for each in collect(transport, 3)} == {each.name for each in wanted}
+
+
 def test_processes_that_die_with_an_event_are_counted_and_then_it_is_dead_lettered(connect, handler) -> None:
     wanted = handler()
     publisher = connect()

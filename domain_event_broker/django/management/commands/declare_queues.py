@@ -15,7 +15,7 @@ from domain_event_broker.django.status import leftovers
 from domain_event_broker.errors import QueueMismatch
 from domain_event_broker.ports import Migrating, Pruning, Subscription, Transport
 from domain_event_broker.subscriber import subscription_of
-from domain_event_broker.transports import open_transport
+from domain_event_broker.transports import declare_all, open_transport
 
 
 class Command(BrokerCommand):
@@ -73,8 +73,8 @@ class Command(BrokerCommand):
         return {name: keys for name, keys in found.items() if names is None or name in names}
 
     def _declare(self, transport: Transport, subscriptions: list[Subscription]) -> int:
+        declare_all(transport, subscriptions)
         for subscription in subscriptions:
-            transport.declare(subscription)
             self.stdout.write(f"{subscription.name}: ready")
         return OK
 
