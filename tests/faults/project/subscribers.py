@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import time
@@ -40,6 +41,13 @@ def slow(event: DomainEvent) -> None:
     """Take as long as the event says."""
     _write("slow", event)
     time.sleep(event.data["seconds"])
+
+
+@subscribe("odd.#", name="odd", max_retries=0)
+def odd(event: DomainEvent) -> None:
+    """Write the effect of an event whose identity no column holds."""
+    digest = hashlib.sha256(event.uuid_string.encode("utf-8", "surrogatepass")).hexdigest()
+    Effect.objects.create(handler="odd", event_id=digest, pid=os.getpid())
 
 
 @subscribe("faults.#", name="spy", max_retries=0)
