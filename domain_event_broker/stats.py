@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from typing import Any
+
+#: Ways in which a delivery ends well; of a duplicate, and of what a filter leaves out, no handler hears.
+_WELL = frozenset({"handled", "duplicate", "filtered"})
 
 #: Fields that hold Unix time in seconds, shown as ISO 8601 in UTC.
 _TIMES = ("last_publish_at", "last_consume_at", "last_error_at", "connected_at")
@@ -78,16 +82,27 @@ class Stats:
         self.events_consumed += events
         self.last_consume_at = time.time()
 
-    def settled(self, handled: int, retried: int, dead: int) -> None:
-        """Count deliveries by the way they ended."""
-        failed = retried + dead
-        self.handlers_invoked += handled + failed
-        self.events_processed_success += handled
-        if failed:
-            self.events_processed_failed += failed
-            self.handler_errors += failed
-            self.messages_sent_to_dlq += dead
-            self.last_error_at = time.time()
+    def settled(self, outcomes: Iterable[str]) -> None:
+        """Count deliveries by the outcomes of their settlements."""
+        for outcome in outcomes:
+            if outcome in _WELL:
+                self.events_processed_success += 1
+                self.handlers_invoked += outcome == "handled"
+            elif outcome != "requeued":
+                self.handlers_invoked += 1
+                self.handler_errors += 1
+                self.events_processed_failed += 1
+                self.messages_sent_to_dlq += outcome == "dead-lettered"
+                self.last_error_at = time.time()
+
+    def add(self, other: Stats) -> None:
+        """Add what another object counted; of times the latest stays, of connections the first."""
+        for item in fields(self):
+            mine, theirs = getattr(self, item.name), getattr(other, item.name)
+            if item.name == "connected_at":
+                setattr(self, item.name, min(mine or theirs, theirs or mine))
+            else:
+                setattr(self, item.name, max(mine, theirs) if item.name in _TIMES else mine + theirs)
 
     def connected(self) -> None:
         """Count a connection."""

@@ -21,6 +21,7 @@ from domain_event_broker.execution import DirectInbox, Execution
 from domain_event_broker.handlers import DeadLetter, Handler, HandlerFunction, Registry, normalised
 from domain_event_broker.patience import Outage, StopFlag
 from domain_event_broker.ports import Action, Capabilities, Inbox, Settlement, Subscription, Transport
+from domain_event_broker.stats import Stats
 from domain_event_broker.transports import open_transport
 from domain_event_broker.workers import Workers
 
@@ -129,6 +130,8 @@ class Consumer:
         self._stuck = 0
         #: How many deliveries of each handler ended in which way, by name and outcome.
         self.outcomes: Counter[tuple[str, str]] = Counter()
+        #: The same in all, with the names of other libraries' figures.
+        self.stats = Stats()
 
     def run(self, timeout: float | None = None, transport: Transport | None = None) -> None:
         """Receive and handle events until :meth:`stop` is called, or ``timeout`` seconds have passed.
@@ -185,6 +188,7 @@ class Consumer:
                 check_supported(subscription, self._transport.capabilities)
                 self._transport.subscribe(subscription)
             self._served_since = time.monotonic()
+            self.stats.connected()
             logger.info(
                 "consuming %s from %s",
                 ", ".join(self._handlers),
@@ -218,10 +222,12 @@ class Consumer:
         deliveries = transport.receive(limit, 0 if settlements else wait)
         self._parked = False
         if deliveries:
+            self.stats.consumed(len(deliveries))
             self._workers.submit(deliveries)
 
     def _settle(self, transport: Transport, settlements: Sequence[Settlement]) -> None:
         self.outcomes.update((each.delivery.queue, each.outcome) for each in settlements)
+        self.stats.settled(each.outcome for each in settlements)
         transport.settle(settlements)
 
     def _leave_if_stuck(self, transport: Transport) -> None:
@@ -329,6 +335,8 @@ class Subscriber:
         self._transport: Transport | None = None
         self._consumer: Consumer | None = None
         self._stopped = False
+        #: What it did so far; ``stats.as_dict()`` is ready for JSON.
+        self.stats = Stats()
 
     def connect(self) -> None:
         """Connect to the broker, unless connected; :meth:`register` does so by itself."""
@@ -405,6 +413,7 @@ class Subscriber:
         if self._settings is None or stopped:
             return
         self._consumer = Consumer(self._registry.all(), self._settings, threads=1)
+        self._consumer.stats = self.stats
         transport, self._transport = self._transport, None
         try:
             self._consumer.run(timeout or None, transport)
@@ -421,3 +430,12 @@ class Subscriber:
             consumer.stop()
         else:
             self._stopped = True
+
+    def __enter__(self) -> Subscriber:
+        self.connect()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._consumer is not None:
+            self._consumer.stop()
+        self.disconnect()

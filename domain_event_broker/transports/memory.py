@@ -128,6 +128,16 @@ class MemoryBroker:
             queue = self._queues.setdefault(name, _Queue(name))
             queue.bindings |= {(exchange, key) for key in binding_keys}
 
+    def unbind(self, name: str) -> None:
+        """Let no further event enter a queue."""
+        with self.changed:
+            self._queues[name].bindings.clear()
+
+    def remove(self, name: str) -> None:
+        """Delete a queue with all that is in it."""
+        with self.changed:
+            self._queues.pop(name, None)
+
     def missing(self, exchange: str, name: str, binding_keys: Iterable[str]) -> list[str]:
         """Tell what :meth:`declare` would make."""
         with self.changed:
