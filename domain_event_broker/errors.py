@@ -12,8 +12,10 @@
     │   ├── NewerSchemaVersion    it was written by a newer version of the class
     │   └── BodyNotOpened         it is sealed and cannot be opened, or is not and should be
     ├── PublishFailed             the broker answered, and did not store the event
+    │   └── BatchPublishError     some events of a batch were not published; it has the account
     ├── BrokerUnavailable         the broker could not be reached, or went away
-    │   └── AccessRefused         it answered: wrong credentials, vhost or permission
+    │   ├── AccessRefused         it answered: wrong credentials, vhost or permission
+    │   └── ConfirmTimeout        it did not confirm an event in time; it may have it
     ├── QueueMismatch             a queue exists with other arguments than the handler asks for
     ├── HandlerError              a handler is declared in a way that cannot be served
     │   └── NoEventDeclared       neither it nor its group says which events it gets (also a TypeError)
@@ -33,6 +35,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 
 class DomainEventBrokerError(Exception):
@@ -84,12 +87,24 @@ class PublishFailed(DomainEventBrokerError):
     """The broker answered and did not store the event; the message has its reason."""
 
 
+class BatchPublishError(PublishFailed):
+    """Some events of a batch were not published; ``account`` tells which, and why."""
+
+    def __init__(self, message: str, account: Any) -> None:
+        super().__init__(message)
+        self.account = account
+
+
 class BrokerUnavailable(DomainEventBrokerError):
     """The broker could not be reached, or the connection was lost.
 
     It concerns the connection, never a single event. What was not confirmed may or may not
     have been stored: publishing it again can make a duplicate, not doing so can lose it.
     """
+
+
+class ConfirmTimeout(BrokerUnavailable):
+    """The broker is there, and did not confirm in time; it may have stored the event or not."""
 
 
 class AccessRefused(BrokerUnavailable):

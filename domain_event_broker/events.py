@@ -228,7 +228,7 @@ def encode(
             f"event {event.routing_key!r} is nested too deeply: at most {max_depth} levels are allowed "
             "(setting MAX_JSON_DEPTH)"
         )
-    event.headers = headers = _headers_to_send(event)
+    event.headers = headers = headers_to_send(event)
     key = event.domain_object_id or None
     return Message(event.routing_key, body, event.uuid_string, key, event.timestamp, headers)
 
@@ -317,7 +317,7 @@ def _check_identity(event: DomainEvent) -> None:
         )
 
 
-def _headers_to_send(event: DomainEvent) -> Headers:
+def headers_to_send(event: DomainEvent) -> Headers:
     """Return the headers of an event with the identities of what surrounds its publisher.
 
     An event that was received and is published again keeps what belongs to itself. One that

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from domain_event_broker import batches
 from domain_event_broker.config import BrokerSettings
 from domain_event_broker.errors import (
     BrokerUnavailable,
@@ -296,19 +297,5 @@ class Relay:
 
 
 def waves(rows: Sequence[OutboxRow]) -> list[list[OutboxRow]]:
-    """Split rows so that no part holds two of one ordering key; order within a key is kept.
-
-    Parts are published one after the other, each as a whole: should the broker refuse an
-    event, no later one of the same key is under way already, and their order can be kept.
-    """
-    result: list[list[OutboxRow]] = []
-    seen: dict[str, int] = {}
-    for row in rows:
-        key = row.message.ordering_key
-        index = 0 if key is None else seen.get(key, 0)
-        if key is not None:
-            seen[key] = index + 1
-        if index == len(result):
-            result.append([])
-        result[index].append(row)
-    return result
+    """Split rows so that no part holds two of one ordering key: see :func:`batches.waves`."""
+    return batches.waves(rows, lambda row: row.message.ordering_key)

@@ -19,7 +19,7 @@ import pika.exceptions
 import pika.frame
 import pika.spec
 
-from domain_event_broker.errors import BrokerUnavailable
+from domain_event_broker.errors import BrokerUnavailable, ConfirmTimeout
 from domain_event_broker.ports import PublishOutcome, Stored
 from domain_event_broker.transports.rabbitmq import wire
 from domain_event_broker.transports.rabbitmq.connection import Channel, Connection
@@ -329,7 +329,7 @@ class _Batch:
         if blocked:
             raise BrokerUnavailable(f"the broker takes nothing in ({blocked}): a memory or disk alarm")
         if len(self._unanswered) == pending:
-            raise BrokerUnavailable(
+            raise ConfirmTimeout(
                 f"the broker did not confirm {pending} messages within {CONFIRM_TIMEOUT:g} s; "
                 "they may be stored or not"
             )
