@@ -55,6 +55,8 @@ def _parameters(url: str) -> pika.URLParameters:
     if found.ssl_options is not None and tls.UNVERIFIED not in given_tls:
         tls.check_verifying(url, found.ssl_options)
         found.ssl_options.server_hostname = found.ssl_options.server_hostname or found.host
+    if found.ssl_options is not None:
+        tls.forbid_old_versions(found.ssl_options.context)
     found.client_properties = {"connection_name": _program(), **(found.client_properties or {})}
     return found
 

@@ -72,6 +72,11 @@ def check_verifying(url: str, options: pika.SSLOptions) -> None:
         )
 
 
+def forbid_old_versions(context: ssl.SSLContext) -> None:
+    """Let nothing older than TLS 1.2 be spoken: RFC 8996 forbids it."""
+    context.minimum_version = max(context.minimum_version, ssl.TLSVersion.TLSv1_2)
+
+
 def certificate_problem(error: ssl.SSLCertVerificationError) -> str:
     """Return in words why the certificate of a broker was not taken, and what to do."""
     remedy = _REMEDIES.get(error.verify_code, "")
