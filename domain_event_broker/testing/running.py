@@ -17,6 +17,7 @@ from domain_event_broker.errors import HandlerError
 from domain_event_broker.events import DomainEvent, Message
 from domain_event_broker.execution import execute
 from domain_event_broker.handlers import Handler
+from domain_event_broker.injection import Injected
 from domain_event_broker.ports import Action, DeadLetter, Decision, Delivery, Settlement, Stored
 from domain_event_broker.subscriber import installed_inbox, subscription_of
 from domain_event_broker.testing.published import Published, event_in, name_of_kind
@@ -38,6 +39,8 @@ class Run:
     :param attempt: the how manieth this was for the event, from 1.
     :param delay: seconds until the next, where it is retried.
     :param failure: why it is not handled.
+    :param outcome: ``"handled"``, ``"duplicate"``, ``"filtered"``, ``"retried"``, ``"dead-lettered"`` or
+        ``"dropped"``.
     """
 
     handler: str
@@ -47,6 +50,7 @@ class Run:
     action: Action
     delay: float = 0.0
     failure: str = ""
+    outcome: str = ""
 
     @classmethod
     def of(cls, settlement: Settlement) -> Run:
@@ -61,15 +65,12 @@ class Run:
             settlement.action,
             settlement.delay,
             told,
+            settlement.outcome,
         )
 
     def __str__(self) -> str:
-        ends = {
-            Action.ACK: "handled",
-            Action.DEAD: "failed for good",
-            Action.RETRY: f"again in {self.delay:g} s",
-        }
-        end = ends.get(self.action, "given back") + (f" ({self.failure})" if self.failure else "")
+        end = f"again in {self.delay:g} s" if self.action is Action.RETRY else self.outcome
+        end += f" ({self.failure})" if self.failure else ""
         return f"  {self.handler} {self.routing_key}, try {self.attempt}: {end}"
 
 
@@ -99,10 +100,13 @@ class RunReport:
     def assert_handled(self, handler: Any, times: int | None = 1) -> None:
         """Assert that a handler handled so many events; ``None``: one or more.
 
+        Duplicates, and what a filter leaves out, are not counted: no handler heard of them.
+
         :raises AssertionError: the message says what the handlers did.
         """
         __tracebackhide__ = True
-        self._assert_count(self.of(handler, Action.ACK), times, f"{_told(handler)} handled")
+        handled = [run for run in self.of(handler) if run.outcome == "handled"]
+        self._assert_count(handled, times, f"{_told(handler)} handled")
 
     def assert_retried(self, handler: Any, times: int | None = None) -> None:
         """Assert that deliveries to a handler were retried so often; ``None``: once or more."""
@@ -251,7 +255,11 @@ def _chosen(wanted: Iterable[Any] | None) -> list[Handler]:
         return known
     chosen: list[Handler] = []
     for each in [wanted] if isinstance(wanted, str) or callable(wanted) else wanted:
-        found = [each] if isinstance(each, Handler) else [h for h in known if each in (h.name, h.call)]
+        found = (
+            [each]
+            if isinstance(each, Handler)
+            else [handler for handler in known if _is_meant(handler, each)]
+        )
         if not found:
             names = ", ".join(handler.name for handler in known) or "none"
             raise HandlerError(f"{each!r} is no handler; known are {names}")
@@ -270,7 +278,15 @@ def _names_of(handler: Any) -> set[str]:
         return {handler}
     if isinstance(handler, Handler):
         return {handler.name}
-    return {each.name for each in known_handlers().all() if each.call is handler}
+    return {each.name for each in known_handlers().all() if _is_meant(each, handler)}
+
+
+def _is_meant(handler: Handler, by: Any) -> bool:
+    """Tell whether a name, or what was declared, means this handler: a function, a class, or a task."""
+    call = handler.call.function if isinstance(handler.call, Injected) else handler.call
+    owner = getattr(call, "__self__", None)
+    meant = (call, owner, type(owner), getattr(call, "task", None))
+    return by == handler.name or (by is not None and any(by is each for each in meant))
 
 
 def _told(handler: Any) -> str:

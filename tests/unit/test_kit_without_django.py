@@ -18,7 +18,7 @@ from domain_event_broker import (
 )
 from domain_event_broker.errors import HandlerError, InvalidEvent
 from domain_event_broker.execution import DirectInbox
-from domain_event_broker.handlers import Handler
+from domain_event_broker.handlers import Handler, Registry, subscribe
 from domain_event_broker.ports import Action
 from domain_event_broker.subscriber import install_inbox, installed_inbox
 from domain_event_broker.testing import (
@@ -317,5 +317,23 @@ def test_typed_events_can_be_given_to_handlers() -> None:
         seen.append(event)
 
     typed = Handler(call=take, name="typed", binding_keys=(Placed,))
-    run_handlers(PLACED, make_event(PLACED, retries=1), handlers=[typed]).assert_handled("typed", times=2)
+    report = run_handlers(PLACED, make_event(PLACED, retries=1), handlers=[typed])
+    report.assert_handled("typed", times=2)
     assert seen == [PLACED, PLACED]
+
+
+def test_a_handler_is_named_or_given_as_it_was_declared(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = Registry()
+    monkeypatch.setattr("domain_event_broker.testing.running.known_handlers", lambda: known)
+
+    @subscribe("order.*", name="function", to=known)
+    def function(event: Placed) -> None: ...
+
+    @subscribe("order.#", name="class", to=known)
+    class Class:
+        def handle(self, event: DomainEvent) -> None: ...
+
+    assert run_handlers(make_event("order.x"), handlers=["class"]).of(Class)
+    report = run_handlers(PLACED)
+    report.assert_handled(Class)
+    assert not report.of(function), "its binding key has two words, and the event three"

@@ -65,7 +65,8 @@ class Scenario(CaptureEventsMixin):
         report = self.captured_events.run_handlers([MAKE_GROUP])
         assert Group.objects.get().name == event.uuid_string
         assert InboxEntry.objects.count() == 1
-        report.assert_handled("make-group", times=2)
+        report.assert_handled("make-group", times=1)
+        assert [run.outcome for run in report.runs] == ["handled", "duplicate"]
         self.captured_events.assert_published("group.made")
         assert [event.routing_key for event in report.unhandled] == ["group.made"]
 
