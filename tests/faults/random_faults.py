@@ -23,8 +23,6 @@ from tests.harness.waiting import wait_until
 if TYPE_CHECKING:
     from tests.faults.torture import Torture
 
-#: Seconds that a program has to end after SIGTERM: its grace, a stalled network, a busy machine.
-STOP_SECONDS = 30.0
 #: Tables that a migration could lock.
 LOCKABLE = (
     "domain_event_broker_outbox",
@@ -65,15 +63,10 @@ def _kill(fleet: str) -> Act:
 
 
 def _terminate(fleet: str) -> Act:
-    """SIGTERM; whoever has not ended after a while is killed, as a supervisor does: that is a violation."""
+    """SIGTERM; who has not ended after a while is killed, as a supervisor does: that is a violation."""
 
     def act(torture: Torture, fault: Fault) -> None:
-        victim = torture.one_of(fleet, fault.dice)
-        if victim.exit_code is not None or victim.asked_to_stop:
-            return  # a second SIGTERM means: at once
-        victim.asked_to_stop = True
-        victim.send(signal.SIGTERM)
-        torture.later(STOP_SECONDS, lambda: torture.give_up_on(victim))
+        torture.ask_to_stop(torture.one_of(fleet, fault.dice))
 
     return act
 

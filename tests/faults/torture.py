@@ -41,6 +41,8 @@ DRAIN_SECONDS = 300.0
 PUBLISH_PAUSE = 0.015
 #: Seconds between two looks at the order in which events came, and between two lines about a long run.
 LOOK_SECONDS = 60.0
+#: Seconds that a program has to end after SIGTERM: its grace, a stalled network, a busy machine.
+STOP_SECONDS = 30.0
 #: Reasons of letters that are not the fault of an event: what the handler raised because of ours.
 DATABASE_ERRORS = "error django.db.utils."
 
@@ -86,6 +88,8 @@ class Torture:
         self.strange_ends: list[str] = []
         #: Ids of events as the spy's queue got them.
         self.spied: list[str] = []
+        #: Programs that were asked to stop, and until when they may take to do so.
+        self._stopping: list[tuple[float, Program]] = []
         self._heal: list[tuple[float, Callable[[], object]]] = []
 
         self.start(seed)
@@ -137,18 +141,32 @@ class Torture:
             act()
         self._heal.clear()
         administer(self.stage, "SELECT 1")
+        while self._stopping:
+            self._mend()
+            time.sleep(0.05)
         self._mend()
 
     def later(self, seconds: float, act: Callable[[], object]) -> None:
         """Do something in so many seconds: other faults happen meanwhile."""
         self._heal.append((time.monotonic() + seconds, act))
 
-    def give_up_on(self, program: Program) -> None:
-        """Kill a program that was asked to stop, and note where it was."""
-        if program.exit_code is None:
-            program.show_stacks()
-            self.strange_ends.append(f"{program} did not stop:\n{program.output()[-6000:]}")
-            program.kill()
+    def ask_to_stop(self, program: Program) -> None:
+        """SIGTERM. A second one would mean: at once. It has ``STOP_SECONDS``."""
+        if program.exit_code is None and not program.asked_to_stop:
+            program.asked_to_stop = True
+            program.send(signal.SIGTERM)
+            self._stopping.append((time.monotonic() + STOP_SECONDS, program))
+
+    def _give_up(self) -> None:
+        """Kill programs that were asked to stop and have not, and note where they were."""
+        for each in list(self._stopping):
+            deadline, program = each
+            if program.exit_code is not None:
+                self._stopping.remove(each)
+            elif time.monotonic() > deadline:
+                program.show_stacks()
+                self.strange_ends.append(f"{program} did not stop:\n{program.output()[-6000:]}")
+                program.kill()
 
     def drain(self) -> None:
         """Wait until all is quiet, with programs that die by an event's fate started again."""
@@ -179,6 +197,7 @@ class Torture:
         self._heal = [each for each in self._heal if each not in due]
         for _, act in due:
             act()
+        self._give_up()
         for fleet in self.fleets:
             for program in list(fleet):
                 if program.exit_code is not None:
@@ -213,8 +232,7 @@ def torture(seed: int, seconds: float, transport: str) -> tuple[str, list[str]]:
         run = Torture(stage, seed)
         problems: list[str] = []
         try:
-            with suppress(KeyboardInterrupt):  # Ctrl-C: enough of it; the account is drawn all the same
-                run.run(faults, seconds)
+            run.run(faults, seconds)
             run.heal()
             run.drain()
         except (AssertionError, ServerError, psycopg.Error) as error:

@@ -143,7 +143,7 @@ class Account:
             {event_id for name, ids in queues.items() if is_dead(name) for event_id in ids},
         )
 
-    def rows(self) -> dict[str, int]:
+    def figures(self) -> dict[str, int]:
         """Return the figures of the table."""
         waiting = (self.outbox | self.queued) - self.handled - self.dead
         dead = self.dead - self.handled
@@ -162,26 +162,44 @@ class Account:
         }
 
 
-def trial(name: str, seconds: float, seed: int, virtualenvs: Path) -> str:
-    """Run one library; return its table."""
+@dataclass
+class Verdict:
+    """What came out.
+
+    :param figures: the law, in events.
+    :param faults: how often each happened.
+    :param ends: how often programs ended by themselves.
+    :param stuck: events that moved only after all programs had been started again.
+    """
+
+    library: str
+    figures: dict[str, int]
+    faults: dict[str, int]
+    ends: dict[str, int]
+    stuck: int
+
+    def __str__(self) -> str:
+        lines = [f"{count:6}  {fault}" for fault, count in sorted(self.faults.items())]
+        lines += [f"{count:6}  {what}" for what, count in self.figures.items()]
+        lines += [f"{count:6}  times a {who} ended by itself" for who, count in sorted(self.ends.items())]
+        lines += [f"{self.stuck:6}  waited for a restart of all programs after {DRAIN_SECONDS:g} s of peace"]
+        return "\n".join([self.library, *lines])
+
+
+def trial(name: str, seconds: float, seed: int, virtualenvs: Path) -> Verdict:
+    """Run one library."""
     peer = PEERS[name]
-    faults = list(plan(seed, seconds, "rabbitmq", NAMES, PAUSE))
     with PeerStage(peer, virtualenvs) as stage:
         run = Trial(stage, seed)
-        run.run(faults, seconds)
+        run.run(plan(seed, seconds, "rabbitmq", NAMES, PAUSE), seconds)
         run.heal()
         run.drain()
-        for program in (*run.relays, *run.subscribers):
-            program.kill()
+        stage.end_programs()
         stage.wait_until_left()
-        account = Account.draw(stage)
-        packages = [each.partition("=")[0].partition(">")[0].partition("[")[0] for each in peer.requirements]
-        lines = [f"{name}: {versions(stage.python, packages) if packages else 'this checkout'}"]
-    lines += [f"{count:6}  {fault}" for fault, count in sorted(run.done.items()) if run.concerns(fault)]
-    lines += [f"{count:6}  {what}" for what, count in account.rows().items()]
-    lines += [f"{count:6}  times a {who} ended by itself" for who, count in sorted(run.ends.items())]
-    lines += [f"{run.stuck:6}  waited for a restart of all programs after {DRAIN_SECONDS:g} s of peace"]
-    return "\n".join(lines)
+        figures = Account.draw(stage).figures()
+        library = f"{name}: {versions(stage.python, peer.packages) if peer.requirements else 'this checkout'}"
+    faults = {fault: count for fault, count in run.done.items() if run.concerns(fault)}
+    return Verdict(library, figures, faults, dict(run.ends), run.stuck)
 
 
 def main() -> int:

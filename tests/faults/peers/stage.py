@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
@@ -42,6 +44,11 @@ class Peer:
     outbox: str = ""
     given_up: str = ""
     environment: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def packages(self) -> list[str]:
+        """Names of what is required."""
+        return [re.split(r"[^\w-]", each)[0] for each in self.requirements]
 
 
 _OUTBOX_PATTERN = Peer(
@@ -114,6 +121,8 @@ class PeerStage(Stage):
         """Let the subscriber make its queue: libraries do so when theirs starts."""
         first = self.subscriber()
         wait_until(lambda: "steady" in self.queues(), 60, first.output, interval=0.5)
+        time.sleep(2)  # a quorum queue younger than a second can vanish with a broker that is killed
+        self.end_programs()
 
     def cut(self) -> None:
         """Cut the connections to the broker, by whatever protocol."""
