@@ -179,8 +179,9 @@ class _Letters:
         outcomes: list[PublishOutcome] = []
         try:
             if batch:
-                # Killed after this line, a letter is in both queues; the inbox knows it by its id.
                 with broker_errors():
+                    self._pager.ensure_open()
+                    # Killed after this line, a letter is in both queues; the inbox knows it by its id.
                     outcomes = self._sender().send([self._again(fetched) for fetched in batch])
         finally:
             answers = zip(batch, outcomes, strict=False)  # there are none if it raised

@@ -95,15 +95,21 @@ class Pager:
         """
         if not self._ready and not self._missing:
             self._turn_page(wanted)
-        self._wait_for_one()
+        self._wait(lambda: self._ready)
         return self._ready.popleft() if self._ready else None
 
     def ack(self, tags: Sequence[int]) -> None:
-        """Acknowledge messages; killed before the page they are of is complete, they come back."""
+        """Acknowledge messages, when their page is complete; of large ones that may be later."""
         self._answers += tags
+        self._wait(lambda: self._page_bytes > 2 * PAGE_BYTES)
         if not self._missing:
             self._end_page()
             self._send_answers()
+
+    def ensure_open(self) -> None:
+        """Raise if what was fetched is no longer ours."""
+        self._connection.run_until(lambda: True, 0)
+        self._ensure_not_cancelled()
 
     def give_back(self, left: int) -> None:
         """Put all messages without an answer back where they were.
@@ -163,11 +169,17 @@ class Pager:
     def _on_cancel(self, _frame: object) -> None:
         self._cancelled, self._missing = True, 0
 
-    def _wait_for_one(self) -> None:
+    def _wait(self, done: Callable[[], object]) -> None:
+        """Wait until ``done()``, or until the page is complete."""
         looks, patience = 0, time.monotonic() + REPLY_TIMEOUT
-        while not self._ready and self._missing:
+
+        def has_news() -> bool:
+            return bool(done()) or not self._missing or self._channel.reason is not None
+
+        while self._missing and not done():
+            missing = self._missing
             self._channel.ensure_open()
-            if self._connection.run_until(self._has_news, QUIET_SECONDS):
+            if self._connection.run_until(has_news, QUIET_SECONDS) or self._missing < missing:
                 continue
             state = self._look()
             # A quorum queue without a leader is reported with no messages, and without our consumer.
@@ -181,9 +193,6 @@ class Pager:
                 )
         self._ensure_not_cancelled()
 
-    def _has_news(self) -> bool:
-        return bool(self._ready) or not self._missing or self._channel.reason is not None
-
     def _ensure_not_cancelled(self) -> None:
         self._channel.ensure_open()
         if self._cancelled:
@@ -193,7 +202,7 @@ class Pager:
         """Wait for the rest of the page, and cancel its consumer."""
         while self._missing:
             self._ready.clear()  # they stay among those without an answer
-            self._wait_for_one()
+            self._wait(lambda: self._ready)
         if self._consumer and not self._cancelled:
             self._channel.ask(self._channel.pika.basic_cancel, consumer_tag=self._consumer)
             self._commands = 0

@@ -10,10 +10,14 @@ from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from domain_event_broker.django.inbox import DjangoInbox
 from domain_event_broker.django.outbox import DjangoOutbox
 from domain_event_broker.django.relay_outbox import DjangoRelayOutbox
+from domain_event_broker.transports.rabbitmq.migrating import Migration
 from domain_event_broker.transports.rabbitmq.moving import Mover
-from domain_event_broker.transports.rabbitmq.publishing import _Batch
+from domain_event_broker.transports.rabbitmq.paging import Pager
+from domain_event_broker.transports.rabbitmq.publishing import Sender, _Batch
+from domain_event_broker.transports.rabbitmq.topology import Topology
 from domain_event_broker.transports.rabbitmq.transport import RabbitMQTransport
 
 
@@ -79,6 +83,9 @@ BEFORE: dict[str, tuple[type, str, Callable[[Any, Any], bool]]] = {
 
 #: Name, and the call after whose return the process dies.
 POINTS: dict[str, tuple[type, str, Callable[[Any, Any], bool]]] = {
+    "received": (RabbitMQTransport, "receive", _has_rows),
+    "handled": (DjangoInbox, "run", _has_rows),
+    "acknowledged": (RabbitMQTransport, "settle", _always),
     "retry stored": (Mover, "_store", _is_retry),
     "letter stored": (Mover, "_store", _is_letter),
     "fetched": (DjangoRelayOutbox, "fetch", _has_rows),
@@ -88,6 +95,13 @@ POINTS: dict[str, tuple[type, str, Callable[[Any, Any], bool]]] = {
     "taken out": (DjangoRelayOutbox, "_take_out", _takes_rows),
     "settled": (DjangoRelayOutbox, "settle", _always),
     "leased": (DjangoRelayOutbox, "renew", _always),
+    "letters fetched": (Pager, "next", _has_rows),
+    "letters sent": (Sender, "send", _has_rows),
+    "letters acknowledged": (Pager, "ack", _always),
+    "helper bound": (Topology, "bind", _always),
+    "queue unbound": (Topology, "unbind", _always),
+    "events moved": (Migration, "_store", _always),
+    "queue deleted": (Topology, "delete", _always),
     "stored": (DjangoOutbox, "store", _always),
     "committed": (BaseDatabaseWrapper, "_commit", _always),
 }
