@@ -116,6 +116,11 @@ class PrivateStandby(PrivatePostgreSQL):
         source = f"{self._primary.dsn()} application_name=standby".replace(" dbname=postgres", "")
         self._tool("pg_basebackup", "-d", source, "-D", self._data, "-R", "-X", "stream", "-c", "fast")
 
+    def sever(self) -> None:
+        """Receive nothing more from the primary."""
+        for statement in ("ALTER SYSTEM SET primary_conninfo = ''", "SELECT pg_reload_conf()"):
+            self._client_tool("psql", "-q", "-d", "postgres", "-c", statement)
+
     def promote(self) -> None:
         """Take over; return when it takes writes."""
         self._tool("pg_ctl", "promote", "-w", "-D", self._data)
