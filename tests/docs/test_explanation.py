@@ -59,6 +59,7 @@ def test_the_headers_are_those_that_travel() -> None:
         events.HEADER_ROUTING_KEY,
         events.HEADER_NOT_BEFORE,
         events.HEADER_REPLAYS,
+        events.HEADER_CODEC,
     }
     parts = next(row[0] for table in QUEUES.tables() for row in table if "event-error" in row[0]).split(", ")
     assert {f"event-error{part.removeprefix('event-error')}" for part in parts} == errors
