@@ -239,7 +239,7 @@ def torture(seed: int, seconds: float, transport: str) -> tuple[str, list[str]]:
             problems.append(f"not drained: {error!r}")
         problems += _end(run)
         account = stage.account(HANDLERS, run.spied)
-        words = _words(run)
+        words = words_of(run)
         problems += [*account.violations(), *_undeserved(account), *_broken_words(words, account)]
         problems += run.strange_ends
         text = report(account, run.done, words, run.deaths, problems)
@@ -279,8 +279,8 @@ def _undeserved(account: Account) -> Iterator[str]:
         yield f"{len(half)} events failed and left an effect: {sorted(half)[:5]}"
 
 
-def _words(run: Torture) -> dict[str, str]:
-    """What publishers know of each transaction; one without a word was killed in it."""
+def words_of(run: Torture) -> dict[str, str]:
+    """Return what publishers know of each transaction; one without a word was killed in it."""
     lines = (line.partition(" ") for line in run.log.read_text().splitlines())
     return {event_id: word for word, _, event_id in lines}
 

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from tests.faults.apparatus import Program
 from tests.faults.peers.service.ledger.hopeless import is_hopeless
 from tests.faults.peers.stage import PEERS, PeerStage, is_dead, versions
 from tests.faults.random_faults import FAULTS, Fault
-from tests.faults.torture import Torture, plan
+from tests.faults.torture import Torture, plan, words_of
 from tests.harness.waiting import TimedOut, wait_until
 
 #: What is done to every library.
@@ -127,10 +128,14 @@ class Account:
     given_up: set[str]
     queued: set[str]
     dead: set[str]
+    told: set[str]
 
     @classmethod
-    def draw(cls, stage: PeerStage) -> Account:
-        """Ask tables and queues, with no program running any more."""
+    def draw(cls, stage: PeerStage, said: Mapping[str, str]) -> Account:
+        """Ask tables and queues, with no program running any more.
+
+        :param said: what publishers know of their transactions.
+        """
         effects = Counter(stage.ids("SELECT event_id FROM faults_effect"))
         queues = stage.queued()
         return cls(
@@ -141,6 +146,7 @@ class Account:
             stage.given_up(),
             {event_id for name, ids in queues.items() if not is_dead(name) for event_id in ids},
             {event_id for name, ids in queues.items() if is_dead(name) for event_id in ids},
+            {event_id for event_id, word in said.items() if word == "unknown"},
         )
 
     def figures(self) -> dict[str, int]:
@@ -148,6 +154,7 @@ class Account:
         waiting = (self.outbox | self.queued) - self.handled - self.dead
         dead = self.dead - self.handled
         somewhere = self.handled | waiting | self.given_up | dead
+        lost = self.published - somewhere
         return {
             "published (business rows committed)": len(self.published),
             "handled": len(self.handled),
@@ -155,7 +162,9 @@ class Account:
             "dead letters of events that would have worked": sum(not is_hopeless(each) for each in dead),
             "given up by the relay": len(self.given_up),
             "waiting in outbox or queue": len(waiting),
-            "LOST": len(self.published - somewhere),
+            "LOST": len(lost),
+            "... after which the publisher got an exception": len(lost & self.told),
+            "... of those that never work: their dead letters are gone": sum(map(is_hopeless, lost)),
             "from transactions that rolled back": len(somewhere - self.published),
             "took effect twice": len(self.twice),
             "handled, and a dead letter as well": len(self.dead & self.handled),
@@ -196,7 +205,7 @@ def trial(name: str, seconds: float, seed: int, virtualenvs: Path) -> Verdict:
         run.drain()
         stage.end_programs()
         stage.wait_until_left()
-        figures = Account.draw(stage).figures()
+        figures = Account.draw(stage, words_of(run)).figures()
         library = f"{name}: {versions(stage.python, peer.packages) if peer.requirements else 'this checkout'}"
     faults = {fault: count for fault, count in run.done.items() if run.concerns(fault)}
     return Verdict(library, figures, faults, dict(run.ends), run.stuck)
