@@ -155,7 +155,7 @@ def _run_reconnecting(connection: BaseDatabaseWrapper, handler: Handler, event: 
 
 def _run_once(connection: BaseDatabaseWrapper, handler: Handler, event: DomainEvent) -> bool:
     _connect(connection)
-    commit = _Commit()
+    used, commit = connection.connection, _Commit()
     try:
         return _run_in_transaction(connection, handler, event, commit)
     except BaseException as error:
@@ -163,24 +163,23 @@ def _run_once(connection: BaseDatabaseWrapper, handler: Handler, event: DomainEv
         # dies between COMMIT and the hooks. Nothing but the row knows of them.
         if commit.has_happened:
             _take_back(connection, handler.name, event.uuid_string, error)
-        elif _is_lost(connection, commit, error):
+        elif commit.is_begun and not commit.is_closed_by_handler and _is_lost(connection, used, error):
             raise _lost(connection.alias, error) from error
         raise
 
 
-def _is_lost(connection: BaseDatabaseWrapper, commit: _Commit, error: BaseException) -> bool:
+def _is_lost(connection: BaseDatabaseWrapper, used: object, error: BaseException) -> bool:
     """Tell whether a handler failed because the database went away, and for no other reason.
 
     Then its transaction is rolled back. The exception is a connection that is lost during COMMIT:
     whether that was done, the inbox tells when the handler is to run again.
+
+    :param used: the connection that the handler had. Django replaces one that it could not roll back.
     """
-    if commit.is_closed_by_handler or not connection_errors_in(error):
-        return False
-    # Django has closed a connection that it could not roll back.
-    return connection.connection is None or not connection.is_usable()
+    return _is_of_connection(error) and (connection.connection is not used or not connection.is_usable())
 
 
-def connection_errors_in(error: BaseException) -> bool:
+def _is_of_connection(error: BaseException) -> bool:
     """Tell whether an exception is, or was raised for, one that a lost connection raises.
 
     A signal of the handler's is none: it has decided what shall happen.
@@ -198,11 +197,12 @@ def connection_errors_in(error: BaseException) -> bool:
 class _Commit:
     """Whether a transaction was committed, seen by the first of its hooks.
 
-    Beside it, whether the handler closed the connection itself.
+    Beside it, whether the handler was called, and whether it closed the connection itself.
     """
 
     def __init__(self) -> None:
         self.has_happened = False
+        self.is_begun = False
         self.is_closed_by_handler = False
 
     def note(self) -> None:
@@ -227,6 +227,7 @@ def _run_in_transaction(
             _check_can_commit(connection, handler.name, depth)
 
         _cancel_on_expiry(connection)
+        commit.is_begun = True
         try:
             _call(handler, event, verify)
             verify()  # again: a dependency that cleaned up may have spoiled it

@@ -113,8 +113,17 @@ def _hints_of(function: Any) -> Mapping[str, Any]:
         return get_type_hints(carrier, include_extras=True)
     except Exception:  # one of them names what is not there; the others may still be read
         annotations = getattr(inspect.unwrap(carrier), "__annotations__", {})
-        names = getattr(inspect.unwrap(carrier), "__globals__", {})
+        names = {**getattr(inspect.unwrap(carrier), "__globals__", {}), **_names_around(carrier)}
         return {name: _resolve(each, names) for name, each in annotations.items()}
+
+
+def _names_around(function: Any) -> Mapping[str, Any]:
+    """Return the local names of the function that this one is being declared in, as a test may do."""
+    outer = getattr(function, "__qualname__", "").rpartition(".<locals>.")[0].rpartition(".")[2]
+    frame = inspect.currentframe() if outer else None
+    while frame is not None and frame.f_code.co_name != outer:
+        frame = frame.f_back
+    return frame.f_locals if frame is not None else {}
 
 
 def _carrier(function: Any) -> Any:
