@@ -9,13 +9,23 @@ from typing import Any
 import pytest
 
 from domain_event_broker import config
+from domain_event_broker.execution import DirectInbox
 from domain_event_broker.handlers import Handler, Registry, subscribe
-from domain_event_broker.subscriber import subscription_of
+from domain_event_broker.subscriber import install_inbox, installed_inbox, subscription_of
 from domain_event_broker.transports import memory
 from domain_event_broker.transports.rabbitmq import topology
 from tests.djangoapp.databases import database, sqlite_file
 from tests.harness.rabbitmq import PrivateRabbitMQ
 from tests.integration.subscriber.conftest import Bench
+
+
+@pytest.fixture(autouse=True)
+def _without_a_database() -> Iterator[None]:
+    """Handlers are called as in a program without Django."""
+    inbox = installed_inbox()
+    install_inbox(DirectInbox())
+    yield
+    install_inbox(inbox)
 
 
 @pytest.fixture
@@ -75,7 +85,8 @@ def declared(bench: Bench, call: Any, *events: Any, **options: Any) -> Handler:
     """Declare ``call`` as a program does, with ``@subscribe``; its queue exists and is bound afterwards."""
     registry = Registry()
     name = options.pop("name", None) or bench.fresh_name("handler")
-    subscribe(*(events or (name,)), name=name, to=registry, **options)(call)
+    says_itself = hasattr(call, "subscribed_to")
+    subscribe(*(events or (() if says_itself else (name,))), name=name, to=registry, **options)(call)
     (handler,) = registry.all()
     with bench.transport() as transport:
         transport.declare(subscription_of(handler, bench.settings.subscriber))
