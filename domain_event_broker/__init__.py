@@ -22,12 +22,14 @@ from domain_event_broker.retry import Backoff
 from domain_event_broker.subscriber import Subscriber
 
 if TYPE_CHECKING:
+    from domain_event_broker.background import BackgroundPublisher as BackgroundPublisher
     from domain_event_broker.typed import EventModel as EventModel
 
 __all__ = [
     "DISCARD",
     "LEAVE",
     "RETRY",
+    "BackgroundPublisher",
     "Backoff",
     "DeadLetter",
     "Depends",
@@ -55,9 +57,12 @@ __all__ = [
     "subscribe",
 ]
 
-#: Names that need an optional package, or much time, with the module that has them: imported when
-#: first used. They are not among those of ``import *``, which must not need what is not installed.
-_LAZY = {"EventModel": "domain_event_broker.typed"}
+#: Names that few need, or that need an optional package, with the module that has them: imported
+#: when first used. The latter are not among those of ``import *``, which must work without it.
+_LAZY = {
+    "BackgroundPublisher": "domain_event_broker.background",
+    "EventModel": "domain_event_broker.typed",
+}
 
 
 def __getattr__(name: str) -> Any:
