@@ -143,6 +143,8 @@ class Stage:
         self.transport = transport
         self.directory = Path(tempfile.mkdtemp(prefix="faults-"))
         self.programs: list[Program] = []
+        #: The database that programs use and the account is drawn from.
+        self.database = DATABASE
         #: Further variables of the environment of all programs.
         self.environment: dict[str, str] = {}
         self.postgres = postgres or PrivatePostgreSQL(
@@ -195,10 +197,11 @@ class Stage:
         """End the programs, and empty tables, queues and dead letters."""
         self.end_programs()
         self.environment.clear()
+        self.database = DATABASE
         self.broker.empty(ALL_HANDLERS)
         self.sql(f"TRUNCATE {TABLES}")
         self.sql("UPDATE domain_event_broker_lease SET owner = '', lease_until = 0")
-        for pattern in ("died-*", "crash-*", self.published_log.name):
+        for pattern in ("died-*", "crash-*", "began-*", self.published_log.name):
             for trace in self.directory.glob(pattern):
                 trace.unlink()
 
@@ -270,7 +273,7 @@ class Stage:
             if not direct:
                 broker = broker.replace(f":{self.rabbitmq.port}/", f":{self.broker_proxy.port}/")
         return {
-            "FAULTS_DATABASE": self.postgres.url(DATABASE).replace(
+            "FAULTS_DATABASE": self.postgres.url(self.database).replace(
                 f":{self.postgres.port}/", f":{database}/"
             ),
             "FAULTS_BROKER": broker,
@@ -281,7 +284,7 @@ class Stage:
 
     def session(self) -> psycopg.Connection[Any]:
         """Open a session of the database past the proxy, in autocommit."""
-        return psycopg.connect(self.postgres.dsn(DATABASE), autocommit=True)
+        return psycopg.connect(self.postgres.dsn(self.database), autocommit=True)
 
     def sql(self, statement: str) -> list[Any]:
         """Run a statement past the proxy; return its rows."""
