@@ -37,10 +37,15 @@ class Stored(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class PublishOutcome:
-    """Answer to one message, with the reason where it was refused."""
+    """Answer to one message, with the reason where it was refused.
+
+    :param temporary: it was refused for what passes, such as a queue that is full or whose nodes are
+        away: it is no fault of the message, and it is tried for as long as that lasts.
+    """
 
     stored: Stored
     reason: str = ""
+    temporary: bool = False
 
 
 # --- subscribing ------------------------------------------------------------------------

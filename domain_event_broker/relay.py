@@ -39,6 +39,9 @@ logger = logging.getLogger("domain_event_broker.relay")
 
 #: Delays between tries of one event that the broker refused.
 REFUSED_BACKOFF = Backoff.exponential(1.0, max=600.0)
+#: The same where it is not the event's fault, such as a queue whose nodes are away: soon after they are back,
+#: however long they were away, and never parked.
+BUSY_BACKOFF = Backoff.exponential(1.0, max=10.0)
 #: Longest time between two tries to reach a broker or a database that is away, in seconds: events
 #: flow again so soon after it came back, however long it was away.
 AWAY_SECONDS = 5.0
@@ -237,6 +240,8 @@ class Relay:
                 return Held(row, "no queue is bound for its routing key", None, block_key=False)
             return Sent(row, unroutable=self._options.unroutable == "archive")
         attempts = row.attempts + 1
+        if outcome.temporary:
+            return Held(row, outcome.reason, BUSY_BACKOFF.delay(attempts), keyed)
         if attempts >= self._options.max_attempts:
             return Held(row, outcome.reason, None, keyed and self._options.on_failure == "block_key")
         return Held(row, outcome.reason, REFUSED_BACKOFF.delay(attempts), keyed)

@@ -112,7 +112,12 @@ class Bindings:
             )
         if now - self._missing_since < ABSENCE_SECONDS:
             return False
-        self._topology.declare_exchange()
+        try:
+            self._topology.declare_exchange()
+        except pika.exceptions.ChannelClosedByBroker as error:
+            # This user may not make it: somebody else who misses it may.
+            logger.debug("the exchange could not be made: %s", error.reply_text)
+            return False
         return True
 
     def _bind(self, subscriptions: Iterable[Subscription]) -> None:

@@ -287,7 +287,7 @@ class _Batch:
             return
         self._unanswered_bytes -= len(self._messages[index].body)
         if not positive:
-            self._outcomes[index] = PublishOutcome(Stored.REFUSED, _NACKED)
+            self._outcomes[index] = PublishOutcome(Stored.REFUSED, _NACKED, temporary=True)
         else:
             self._outcomes[index] = _UNROUTABLE if tag in self._unroutable else _STORED
 

@@ -85,7 +85,9 @@ class Command(BrokerCommand):
         left = ["some events are still waiting"] if waiting else []
         left += [f"{_capped(behind)} wait behind parked events of their key"] if behind else []
         self.stdout.write("; ".join([", ".join(parts), *left]) + ".")
-        return FAILED if left or report.parked or report.refused else OK
+        # A relay that was stopped has tried again most of what was refused once.
+        failed = left or report.parked or (report.refused and outbox is not None)
+        return FAILED if failed else OK
 
 
 def _capped(count: int) -> str:
