@@ -43,10 +43,10 @@ def main(arguments: Sequence[str]) -> int:
     # Imported when servers and settings exist: Django reads them once.
     parser = argparse.ArgumentParser(
         prog="benchmarks/run",
-        description="Measure publishing, relaying, subscribing and latency on private servers.",
+        description="Measure publishing, relaying, subscribing, injection and latency on private servers.",
         epilog="Ratios within one run mean more than rates between runs: machines differ and are noisy.",
     )
-    names = ["publish", "relay", "subscribe", "latency"]
+    names = ["publish", "relay", "subscribe", "injection", "latency"]
     parser.add_argument("names", nargs="+", choices=[*names, "all"], help="what to measure")
     parser.add_argument("--repeat", type=int, default=3, help="samples of each figure (default: 3)")
     parser.add_argument(
@@ -95,9 +95,10 @@ def configure(database_url: str, broker_url: str) -> None:
 
 def measure(name: str, repeat: int, events: int) -> list[Figure]:
     """Run one benchmark and print its figures as they come."""
-    from benchmarks import measurements
+    from benchmarks import injection, measurements
 
-    benchmark: Callable[[int, int], list[Figure]] = getattr(measurements, name)
+    modules = {"injection": injection}
+    benchmark: Callable[[int, int], list[Figure]] = getattr(modules.get(name, measurements), name)
     print(f"\n{name}")
     figures = benchmark(repeat, events)
     for figure in figures:

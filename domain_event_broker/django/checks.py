@@ -12,8 +12,12 @@ from django.db import DEFAULT_DB_ALIAS, DatabaseError, InterfaceError, connectio
 from domain_event_broker import config
 from domain_event_broker.config import BrokerSettings
 from domain_event_broker.django.conf import outbox_alias
+from domain_event_broker.django.discovery import discover
 from domain_event_broker.django.models import InboxEntry, OutboxEvent
-from domain_event_broker.errors import ConfigurationError, DomainEventBrokerError
+from domain_event_broker.errors import ConfigurationError, DomainEventBrokerError, UnsupportedOption
+from domain_event_broker.handlers import Handler
+from domain_event_broker.ports import Capabilities
+from domain_event_broker.subscriber import check_supported, subscription_of
 from domain_event_broker.transports import transport_class
 
 TAG = "domain_event_broker"
@@ -22,6 +26,7 @@ TAG = "domain_event_broker"
 def register_all() -> None:
     """Register the checks."""
     register(check_settings, TAG)
+    register(check_handlers, TAG)
     register(check_databases, TAG)
     register(check_tables, TAG, Tags.database)
 
@@ -35,6 +40,25 @@ def check_settings(**_: Any) -> list[CheckMessage]:
     except DomainEventBrokerError as error:
         return [Error(str(error), id=f"{TAG}.E001")]
     return []
+
+
+def check_handlers(**_: Any) -> list[CheckMessage]:
+    """Handlers must be callable as they are declared, and the broker able to do what they ask for."""
+    try:
+        broker = config.current()
+        if broker is None:
+            return []
+        capabilities = transport_class(broker.url).capabilities
+    except DomainEventBrokerError:
+        return []  # check_settings says so
+    try:
+        handlers = discover().all()
+    except DomainEventBrokerError as error:
+        return [Error(str(error), id=f"{TAG}.E004")]
+    except Exception as error:
+        # No error, which would keep the very command from running that mends it, such as migrate.
+        return [_not_imported(error)]
+    return [message for each in handlers for message in _check_handler(each, broker, capabilities)]
 
 
 def check_databases(**_: Any) -> list[CheckMessage]:
@@ -66,6 +90,24 @@ def check_tables(databases: Sequence[str] | None = None, **_: Any) -> list[Check
     if connection.vendor == "mysql" and not connection.features.supports_transactions:
         messages.append(_no_transactions(alias))
     return messages
+
+
+def _check_handler(
+    handler: Handler, broker: BrokerSettings, capabilities: Capabilities
+) -> list[CheckMessage]:
+    try:
+        check_supported(subscription_of(handler, broker.subscriber), capabilities)
+    except UnsupportedOption as error:
+        return [Error(str(error), id=f"{TAG}.E005")]
+    return []
+
+
+def _not_imported(error: Exception) -> CheckMessage:
+    return Warning(
+        f"a 'subscribers' module of an installed app cannot be imported: {type(error).__name__}: {error}",
+        hint="run_subscriber will not start before they can. They should do nothing at import but declare.",
+        id=f"{TAG}.W004",
+    )
 
 
 def _alias_or_none() -> str | None:
