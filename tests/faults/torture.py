@@ -30,7 +30,7 @@ from tests.faults.project.fates import ENDS_DEAD, fate_of
 from tests.faults.random_faults import FAULTS, Fault, administer
 from tests.faults.report import report
 from tests.harness.server import ServerError
-from tests.harness.waiting import TimedOut
+from tests.harness.waiting import TimedOut, wait_until
 
 HANDLERS = ("steady", "moody")
 #: Seconds between two faults: they overlap with the recovery from the last one.
@@ -41,6 +41,8 @@ DRAIN_SECONDS = 300.0
 PUBLISH_PAUSE = 0.015
 #: Seconds between two looks at the order in which events came, and between two lines about a long run.
 LOOK_SECONDS = 60.0
+#: Seconds for programs to start: a busy machine needs many.
+START_SECONDS = 120.0
 #: Seconds that a program has to end after SIGTERM: its grace, a stalled network, a busy machine.
 STOP_SECONDS = 30.0
 #: Reasons of letters that are not the fault of an event: what the handler raised because of ours.
@@ -114,7 +116,8 @@ class Torture:
         return programs[dice % len(programs)]
 
     def run(self, faults: list[Fault], seconds: float) -> None:
-        """Let the faults happen at their times."""
+        """Let the faults happen at their times, once events are published."""
+        wait_until(self.log.exists, START_SECONDS, "a transaction was made")
         start = time.monotonic()
         look_at = LOOK_SECONDS
         for fault in faults:
