@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import pika
@@ -15,16 +17,19 @@ from domain_event_broker import (
     Publisher,
     RabbitMQOptions,
     RoutingKeySegment,
+    config,
     correlated,
     publish_domain_event,
     publish_domain_events,
     publisher,
 )
-from domain_event_broker.errors import BatchPublishError, InvalidEvent, UnsupportedOption
+from domain_event_broker.background import BackgroundPublisher
+from domain_event_broker.errors import BatchPublishError, InvalidEvent, PublishFailed, UnsupportedOption
 from domain_event_broker.events import Message
 from domain_event_broker.handlers import Handler
 from domain_event_broker.testing import CapturedEvents
 from tests.checklist.conftest import declared
+from tests.harness.rabbitmq import PrivateRabbitMQ
 from tests.harness.waiting import wait_until
 from tests.integration.subscriber.conftest import Bench
 
@@ -131,6 +136,29 @@ def test_row_06_a_list_is_handed_over_in_its_order(bench: Bench) -> None:
     events = [DomainEvent(handler.name, {"number": number}) for number in range(200)]
     publish_domain_events(events, bench.settings.url[0])
     assert [event.data["number"] for event in take(bench, handler, 200)] == list(range(200))
+
+
+def test_row_07_background_publishing_returns_early_is_bounded_and_is_drained_by_the_end(
+    fresh_name: Callable[[str], str],
+) -> None:
+    with PrivateRabbitMQ() as server:
+        settings = config.parse(server.url())
+        assert settings is not None
+        handler = declared(Bench(settings, fresh_name), lambda event: None)
+        background = BackgroundPublisher(server.url(), timeout=120)
+        background.publish(DomainEvent(handler.name, {}))
+        assert background.flush(30)
+        server.freeze()
+        began = time.monotonic()
+        for _ in range(1000):
+            background.publish(DomainEvent(handler.name, {}))
+        assert time.monotonic() - began < 30, "nobody answered meanwhile"
+        with pytest.raises(PublishFailed, match="1000 events wait"):
+            background.publish(DomainEvent(handler.name, {}), wait=0.1)
+        server.thaw()
+        account = background.close(timeout=60)
+        assert (account.total, account.published, account.failed) == (1001, 1001, 0)
+        assert background.stats.as_dict()["background_tasks_completed"] == 1001
 
 
 def test_row_08_a_batch_has_an_account_and_an_error_that_holds_it(bench: Bench) -> None:

@@ -83,8 +83,10 @@ def test_row_14_star_hash_and_exact_bindings(bench: Bench) -> None:
     assert seen["hash"] == [f"{word}.a.b", f"{word}.c.b", f"{word}.a.b.c", word]
 
 
-@pytest.mark.parametrize(("kind", "reached"), [("topic", 2), ("direct", 1), ("fanout", 3)])
-def test_row_15_topic_direct_and_fanout_exchanges(on_rabbitmq: Bench, kind: str, reached: int) -> None:
+@pytest.mark.parametrize(("kind", "reached"), [("topic", 2), ("direct", 1), ("fanout", 3), ("headers", 3)])
+def test_row_15_topic_direct_fanout_and_headers_exchanges(
+    on_rabbitmq: Bench, kind: str, reached: int
+) -> None:
     exchange = on_rabbitmq.fresh_name(kind)
     on_rabbitmq.settings = replace(on_rabbitmq.settings, exchange=exchange, exchange_type=kind)
     for key in ("order.placed", "order.*" if kind != "direct" else "order.paid", "user.left"):
