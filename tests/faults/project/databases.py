@@ -21,6 +21,8 @@ def from_environment() -> dict[str, Any]:
     """Return the entry of ``DATABASES``: one server, several ports of it, or a SQLite file."""
     entry = settings_for(os.environ["FAULTS_DATABASE"])
     if entry["ENGINE"].endswith("sqlite3"):
+        # A transaction that began by reading could not wait for the lock that it needs to write.
+        entry["OPTIONS"]["transaction_mode"] = "IMMEDIATE"
         return entry
     entry["OPTIONS"] |= IMPATIENT
     if ports := os.environ.get("FAULTS_PORTS"):
