@@ -92,6 +92,16 @@ class Sender:
             return message
         return replace(message, properties=wire.slim(message.properties))
 
+    def change_channel(self) -> None:
+        """Use a new channel from now on.
+
+        One that began while a queue had no leader may go on saying no when there is one again:
+        seen on 3.10, after the node of the leader was killed, for as long as that node was away.
+        """
+        if self._channel is not None:
+            self._channel.channel.close()
+            self._channel = None
+
     def open(self) -> _ConfirmChannel:
         """Return the channel, or a new one if the broker has closed it."""
         if self._channel is None or self._channel.channel.reason is not None:
@@ -123,6 +133,8 @@ class Sending:
             self._batch = batch
             batch.run(patient)
             self._batch = None
+            if batch.was_nacked:
+                self._sender.change_channel()
 
     def _batches(self) -> Iterator[_Batch]:
         if not self._sender.is_proven and self._messages:
@@ -227,6 +239,8 @@ class _Batch:
         todo: Sequence[int],
     ) -> None:
         self.channel = channel
+        #: Whether the broker said no to one of them.
+        self.was_nacked = False
         self._connection = connection
         self._messages = messages
         self._outcomes = outcomes
@@ -287,6 +301,7 @@ class _Batch:
             return
         self._unanswered_bytes -= len(self._messages[index].body)
         if not positive:
+            self.was_nacked = True
             self._outcomes[index] = PublishOutcome(Stored.REFUSED, _NACKED, temporary=True)
         else:
             self._outcomes[index] = _UNROUTABLE if tag in self._unroutable else _STORED
