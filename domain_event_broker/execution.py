@@ -19,7 +19,7 @@ from domain_event_broker.errors import (
     Reject,
     Retry,
 )
-from domain_event_broker.events import DomainEvent
+from domain_event_broker.events import HEADER_CORRELATION_ID, DomainEvent
 from domain_event_broker.failures import Failure
 from domain_event_broker.handlers import Handler
 from domain_event_broker.masking import one_line
@@ -164,6 +164,7 @@ class Execution:
             extra = {
                 "handler": self.handler.name,
                 "event_id": delivery.event_id,
+                "correlation_id": delivery.headers.get(HEADER_CORRELATION_ID) or delivery.event_id,
                 "routing_key": delivery.routing_key,
                 "attempt": delivery.retries + 1,
                 "outcome": settlement.outcome,

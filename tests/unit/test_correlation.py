@@ -88,10 +88,11 @@ def test_tasks_see_the_story_that_they_were_started_in_and_no_other() -> None:
 # --- handlers ---------------------------------------------------------------------------------
 
 
-def _handle(headers: dict[str, Any], call: Any) -> Any:
+def _handle(headers: dict[str, Any], call: Any, event_id: str = "") -> Any:
     body = b'{"routing_key": "a.b", "data": {}, "uuid_string": "the-event"}'
     handler = Handler(call, "test", ("#",))
-    return execute(Delivery("test", body, "a.b", headers=headers), handler, RetryPolicy(0), DirectInbox())
+    delivery = Delivery("test", body, "a.b", event_id, headers)
+    return execute(delivery, handler, RetryPolicy(0), DirectInbox())
 
 
 def test_what_a_handler_publishes_is_caused_by_its_event_and_part_of_its_story() -> None:
@@ -159,6 +160,16 @@ def test_events_are_equal_by_what_they_say_not_by_their_envelopes() -> None:
 
 
 # --- logs -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("headers", "story"), [({HEADER_CORRELATION_ID: "story"}, "story"), ({}, "1")])
+def test_the_line_that_tells_how_an_event_ended_has_its_story(
+    headers: dict[str, str], story: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "domain_event_broker.subscriber")
+    _handle(headers, lambda _: None, "1")
+    (record,) = [each for each in caplog.records if hasattr(each, "outcome")]
+    assert (record.outcome, record.correlation_id) == ("handled", story)  # type: ignore[attr-defined]
 
 
 def test_log_records_are_given_the_story_around_them() -> None:
