@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from django.conf import settings
@@ -39,7 +40,19 @@ def check_settings(**_: Any) -> list[CheckMessage]:
             transport_class(broker.url)
     except DomainEventBrokerError as error:
         return [Error(str(error), id=f"{TAG}.E001")]
-    return []
+    return _check_celery(broker)
+
+
+def _check_celery(broker: BrokerSettings | None) -> list[CheckMessage]:
+    if broker is None or not broker.outbox.relay_task or find_spec("celery") is not None:
+        return []
+    return [
+        Error(
+            "OUTBOX.RELAY_TASK is on, and Celery is not installed: no commit starts the relay task",
+            hint="pip install 'django-domain-event-broker[celery]', or run manage.py run_relay instead",
+            id=f"{TAG}.E006",
+        )
+    ]
 
 
 def check_handlers(**_: Any) -> list[CheckMessage]:

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 from django.contrib.auth.models import Group
-from django.db import transaction
+from django.db import IntegrityError, transaction
 from django.test import TestCase, TransactionTestCase, override_settings
 from django.utils import timezone
 
@@ -80,6 +80,26 @@ class Scenario(CaptureEventsMixin):
         self.captured_events.run_handlers([Handler(half, "half", ("order.*",), max_retries=1)])
         assert Group.objects.count() == 1
         self.captured_events.assert_published("group.made", times=1)
+
+    def test_async_handlers_run_too_with_their_effects(self) -> None:
+        async def make(event: DomainEvent) -> None:
+            await Group.objects.acreate(name=event.uuid_string)
+
+        event = place()
+        handler = Handler(make, "make", ("order.*",))
+        self.captured_events.run_handlers([handler]).assert_handled("make")
+        assert Group.objects.get().name == event.uuid_string
+
+    def test_a_handler_that_fails_leaves_the_transaction_of_the_test_usable(self) -> None:
+        def clash(event: DomainEvent) -> None:
+            Group.objects.create(name="same")
+            Group.objects.create(name="same")
+
+        place()
+        handler = Handler(clash, "clash", ("order.*",))
+        report = self.captured_events.run_handlers([handler], allow_dead_letters=True)
+        report.assert_dead_lettered("clash", IntegrityError)
+        assert not Group.objects.exists()
 
     def test_a_scheduled_event_comes_when_its_time_has_come(self) -> None:
         place(1, deliver_at=timezone.now() + timedelta(hours=2))
