@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.faults.apparatus import Stage
+from tests.faults.previous import previous_release
 
 
 @pytest.fixture(scope="session")
@@ -14,6 +16,13 @@ def shared_stage() -> Iterator[Stage]:
     """PostgreSQL and RabbitMQ, each behind a proxy."""
     with Stage() as stage:
         yield stage
+
+
+@pytest.fixture(scope="session")
+def previous() -> Iterator[Path]:
+    """Where the code of the release before this one is."""
+    with previous_release() as checkout:
+        yield checkout
 
 
 @pytest.fixture

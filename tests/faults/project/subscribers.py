@@ -50,6 +50,20 @@ def odd(event: DomainEvent) -> None:
     Effect.objects.create(handler="odd", event_id=digest, pid=os.getpid())
 
 
+def deployed(event: DomainEvent) -> None:
+    """Write the effect, after as many retries as this release wants."""
+    if event.retries < int(os.environ.get("FAULTS_DEPLOYED_RETRIES", "0")):
+        raise Retry(float(os.environ["FAULTS_DEPLOYED_DELAY"]))
+    _write("deployed", event)
+
+
+if name := os.environ.get("FAULTS_DEPLOYED", ""):
+    # Name, keys and queue type are those of the release that the environment tells of.
+    keys = os.environ.get("FAULTS_DEPLOYED_KEYS", "deploy.a deploy.b").split()
+    kind = os.environ.get("FAULTS_DEPLOYED_TYPE", "quorum")
+    subscribe(*keys, name=name, queue_type=kind, max_retries=5)(deployed)
+
+
 @subscribe("faults.#", name="spy", max_retries=0)
 def spy(event: DomainEvent) -> None:
     """Never run: its queue shows in which order events left the outbox."""
