@@ -243,8 +243,8 @@ class PrivateRabbitMQCluster:
         return self
 
     def running(self) -> int:
-        """Return how many nodes the last one sees, itself included."""
-        seen = self.nodes[-1].ctl("eval", "length(nodes()) + 1.")
+        """Return how many nodes are together, as one of them sees it."""
+        seen = next(node for node in self.nodes if node.is_running).ctl("eval", "length(nodes()) + 1.")
         return int(seen.strip())
 
     def close(self) -> None:

@@ -14,11 +14,13 @@ class ProjectConfig(AppConfig):
     label = "faults"
 
     def ready(self) -> None:
-        """Arm the crash point that the environment names, and let children that died be back at once."""
+        """Arm the crash point that the environment names, and spare tests the longest waits."""
         from domain_event_broker.django import processes
+        from domain_event_broker.transports.rabbitmq import exchange
         from tests.faults.project import crashes
 
         processes.RESTART_SECONDS = 0.05
+        exchange.BIND_SECONDS = float(os.environ.get("FAULTS_BIND_SECONDS", exchange.BIND_SECONDS))
 
         if point := os.environ.get("FAULTS_CRASH"):
             crashes.arm(point)

@@ -14,9 +14,10 @@ SHARES = {
     "close": 10,
     "exhaust": 5,
     "deadly": 2,
+    "interrupt": 5,
 }
 #: Fates that end in the dead letters.
-ENDS_DEAD = {"error", "exit", "leak", "close", "exhaust"}
+ENDS_DEAD = {"error", "exit", "leak", "close", "exhaust", "interrupt"}
 
 
 def fate_of(event_id: str) -> str:

@@ -14,7 +14,11 @@ INSTALLED_APPS = ["domain_event_broker", "tests.faults.project.apps.ProjectConfi
 DATABASES = {"default": from_environment()}
 DOMAIN_EVENT_BROKER = {
     "URL": os.environ["FAULTS_BROKER"].split(),
-    "OUTBOX": {"BATCH_SIZE": 100, "LEASE_SECONDS": float(os.environ.get("FAULTS_LEASE", "3"))},
+    "OUTBOX": {
+        "BATCH_SIZE": 100,
+        "LEASE_SECONDS": float(os.environ.get("FAULTS_LEASE", "3")),
+        "MAX_ATTEMPTS": int(os.environ.get("FAULTS_ATTEMPTS", "8")),
+    },
     "SUBSCRIBER": {"PREFETCH": 50, "GRACE_SECONDS": 5.0},
 }
 LOGGING = {

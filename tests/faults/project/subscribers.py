@@ -39,6 +39,7 @@ def lethal(event: DomainEvent) -> None:
 @subscribe("slow.#", name="slow", max_retries=0, concurrency=4)
 def slow(event: DomainEvent) -> None:
     """Take as long as the event says."""
+    Path(os.environ["FAULTS_DIRECTORY"], f"began-{event.uuid_string}").touch()
     _write("slow", event)
     time.sleep(event.data["seconds"])
 
@@ -91,6 +92,10 @@ def _exit(event: DomainEvent) -> None:
     raise SystemExit("as if the program were over")
 
 
+def _interrupt(event: DomainEvent) -> None:
+    raise KeyboardInterrupt
+
+
 def _leak(event: DomainEvent) -> None:
     transaction.atomic().__enter__()
 
@@ -115,6 +120,7 @@ _FATES = {
     "retry": _retry,
     "error": _fail,
     "exit": _exit,
+    "interrupt": _interrupt,
     "leak": _leak,
     "close": _close,
     "exhaust": _exhaust,
