@@ -56,8 +56,9 @@ class Failure:
         return cls(
             reason=reason,
             error_type=name,
-            message=_storable(mask_text(_text_of(error)))[:MAX_MESSAGE],
-            traceback=_storable(mask_text(trace))[-MAX_TRACEBACK:],
+            # Cut before and after: a password is looked for in what may be shown, and not cut in two.
+            message=_storable(mask_text(_text_of(error)[: 4 * MAX_MESSAGE]))[:MAX_MESSAGE],
+            traceback=_storable(mask_text(trace[-2 * MAX_TRACEBACK :]))[-MAX_TRACEBACK:],
             attempts=attempts,
             host=f"{socket.gethostname()}:{os.getpid()}",
             failed_at=time.time(),

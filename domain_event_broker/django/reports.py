@@ -13,6 +13,9 @@ from django.views.debug import SafeExceptionReporterFilter
 
 from domain_event_broker.masking import mask_text
 
+#: Characters of a value that are kept: reports show fewer.
+_LONGEST = 10_000
+
 
 class ReporterFilter(SafeExceptionReporterFilter):
     """Hides what Django's own filter hides, and masks passwords in URLs, in settings and variables."""
@@ -30,7 +33,7 @@ class ReporterFilter(SafeExceptionReporterFilter):
 def _masked(value: Any) -> Any:
     """Return a value, and what plain containers hold, with the passwords of URLs replaced."""
     if isinstance(value, str):
-        return mask_text(value)
+        return mask_text(value) if len(value) <= _LONGEST else mask_text(value[:_LONGEST]) + "…"
     if type(value) in (list, tuple, set, frozenset):
         return type(value)(_masked(each) for each in value)
     if type(value) is dict:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import decimal
 import json
+import time
 import uuid
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from domain_event_broker import DomainEvent
 from domain_event_broker.errors import InvalidEvent, MalformedEvent
-from domain_event_broker.events import decode, encode, new_event_id
+from domain_event_broker.events import decode, encode, is_too_deep, new_event_id
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -198,3 +200,42 @@ def test_an_empty_domain_object_id_is_none_at_all() -> None:
 def test_event_data_is_what_the_body_says() -> None:
     event = DomainEvent("a.b", {"n": 1}, "o-1")
     assert json.loads(event.to_json()) == event.event_data
+
+
+@pytest.mark.parametrize(
+    ("body", "depth"),
+    [
+        (b"5", 0),
+        (b"[]", 1),
+        (b'{"a": [{}]}', 3),
+        (b"[[],[],[]]", 2),
+        (b'"[[[["', 0),
+        (rb'["\"[[[[", [1]]', 2),
+        (rb'["\\", [[1]], "[[["]', 3),
+        (b'["unclosed [[[[', 1),
+        (b"\xff[[", 2),
+    ],
+)
+def test_nesting_is_counted_outside_of_strings(body: bytes, depth: int) -> None:
+    assert not is_too_deep(body, depth)
+    assert depth == 0 or is_too_deep(body, depth - 1)
+
+
+def test_an_event_may_be_nested_to_the_limit_and_no_deeper() -> None:
+    data: Any = "bottom"
+    for _ in range(8):
+        data = {"in": data}
+    message = encode(DomainEvent("a.b", data), max_depth=9)
+    assert decode(message.body, max_depth=9).data == data
+    with pytest.raises(InvalidEvent, match="nested too deeply: at most 8 levels"):
+        encode(DomainEvent("a.b", data), max_depth=8)
+    with pytest.raises(MalformedEvent, match="nested too deeply: at most 8 levels"):
+        decode(message.body, max_depth=8)
+
+
+def test_counting_the_nesting_of_a_hostile_body_takes_one_pass() -> None:
+    """Each of these makes a careless scanner start anew at every character."""
+    for body in (b'"' * 2**20 + b"[" * 2**20, b"\\" * 2**21, b'["' * 2**20, b'\\"[' * 2**20):
+        started = time.process_time()
+        is_too_deep(b"[" * 300 + body, 200)
+        assert time.process_time() - started < 5
