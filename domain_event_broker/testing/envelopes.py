@@ -35,7 +35,8 @@ class EnvelopePromises(TransportWorkbench):
         (letter,) = self.browse(letters)
         letters.sift(lambda _: Decision.RETRY)
         third = self.collect(transport)
-        for stage in (*first, *second, letter, *third):
+        stages: list[Delivery | DeadLetter] = [*first, *second, letter, *third]
+        for stage in stages:
             assert _written_of(stage) == _WRITTEN
 
     def test_an_event_that_begins_a_story_is_not_said_to_be_part_of_another(self) -> None:
