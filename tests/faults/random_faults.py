@@ -197,7 +197,8 @@ def _freeze_database(torture: Torture, fault: Fault) -> None:
 def _kill_session(torture: Torture, fault: Fault) -> None:
     """SIGKILL for one process of the server: it ends all sessions and recovers."""
     processes = descendants(torture.stage.postgres.pid)
-    send_signal(signal.SIGKILL, [processes[fault.dice % len(processes)]])
+    if processes:  # none: it recovers already
+        send_signal(signal.SIGKILL, [processes[fault.dice % len(processes)]])
 
 
 def _end_sessions(torture: Torture, fault: Fault) -> None:
