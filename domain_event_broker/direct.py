@@ -278,11 +278,12 @@ def apply_options(
 
     :raises UnsupportedOption: they are for another broker.
     """
+    if options == () and not any(event.options for event in events):
+        return
     layers = event_options.listed(options)
-    if layers or any(event.options for event in events):
-        scheme = config.scheme(settings.url[0]) if settings is not None else None
-        for event in events:
-            event_options.apply(event, layers, scheme)
+    scheme = config.scheme(settings.url[0]) if settings is not None else None
+    for event in events:
+        event_options.apply(event, layers, scheme)
 
 
 class DirectRoute:

@@ -240,14 +240,14 @@ def _publish(
 
 
 def _event(
-    what: str | TypedEvent | DomainEvent,
+    what: Any,
     data: Any,
     domain_object_id: str | None,
     uuid_string: str | None,
     timestamp: float | None,
 ) -> DomainEvent:
     """Return the event that the arguments of :func:`publish_domain_event` describe."""
-    if not isinstance(what, DomainEvent) and not hasattr(what, "to_event"):
+    if isinstance(what, str) or not (isinstance(what, DomainEvent) or hasattr(what, "to_event")):
         if data is _REQUIRED:
             raise TypeError("publish_domain_event() missing 1 required positional argument: 'data'")
         return DomainEvent(what, data, domain_object_id, uuid_string, timestamp)
