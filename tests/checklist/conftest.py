@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from domain_event_broker import config
+from domain_event_broker import Subscriber, config
 from domain_event_broker.execution import DirectInbox
 from domain_event_broker.handlers import Handler, Registry, subscribe
 from domain_event_broker.subscriber import install_inbox, installed_inbox, subscription_of
@@ -91,3 +93,16 @@ def declared(bench: Bench, call: Any, *events: Any, **options: Any) -> Handler:
     with bench.transport() as transport:
         transport.declare(subscription_of(handler, bench.settings.subscriber))
     return handler
+
+
+@contextmanager
+def consuming(subscriber: Subscriber) -> Iterator[None]:
+    """Let a subscriber of the older API handle events in a thread while the block runs."""
+    thread = threading.Thread(target=subscriber.start_consuming)
+    thread.start()
+    try:
+        yield
+    finally:
+        subscriber.stop_consuming()
+        thread.join(60)
+        assert not thread.is_alive()

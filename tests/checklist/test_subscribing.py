@@ -22,7 +22,7 @@ from domain_event_broker.bus import MemoryBus
 from domain_event_broker.errors import ConfirmTimeout, HandlerError
 from domain_event_broker.handlers import Registry
 from domain_event_broker.transports.rabbitmq import publishing
-from tests.checklist.conftest import declared
+from tests.checklist.conftest import consuming, declared
 from tests.harness.rabbitmq import PrivateRabbitMQ
 from tests.harness.waiting import wait_until
 from tests.integration.subscriber.conftest import Bench
@@ -44,7 +44,6 @@ def publish(bench: Bench, *keys: str) -> None:
 def test_row_09_a_timeout_of_the_broker_calls_on_timeout_whether_it_is_async_or_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(publishing, "CONFIRM_TIMEOUT", 0.5)
     told: list[tuple[str, str]] = []
 
     def plain(event: DomainEvent) -> None:
@@ -60,8 +59,10 @@ def test_row_09_a_timeout_of_the_broker_calls_on_timeout_whether_it_is_async_or_
             direct.connect()
             direct.publish(DomainEvent("order.placed", {}))
             server.freeze()
-            with pytest.raises(ConfirmTimeout):
-                direct.publish(event)
+            with monkeypatch.context() as patch:
+                patch.setattr(publishing, "CONFIRM_TIMEOUT", 0.5)
+                with pytest.raises(ConfirmTimeout):
+                    direct.publish(event)
             server.thaw()
             direct.disconnect()
     assert told == [("plain", event.uuid_string), ("coroutine", event.uuid_string)]
@@ -107,7 +108,8 @@ def test_row_16_bindings_are_added_at_run_time(bench: Bench) -> None:
         publish(bench, f"{word}.one", f"{word}.two")
         subscriber.register(lambda event: seen.append(event.routing_key), f"{word}-2", [f"{word}.two"])
         publish(bench, f"{word}.two")
-        subscriber.start_consuming(timeout=1)
+        with consuming(subscriber):
+            wait_until(lambda: len(seen) >= 2, 30)
     assert sorted(seen) == [f"{word}.one", f"{word}.two"]
 
 
