@@ -183,10 +183,7 @@ class Consumer:
         self._transport = transport or self._connect(self._settings)
         self._workers.begin_session()
         try:
-            for handler in self._handlers.values():
-                subscription = subscription_of(handler, self._settings.subscriber)
-                check_supported(subscription, self._transport.capabilities)
-                self._transport.subscribe(subscription)
+            self._subscribe(self._transport)
             self._served_since = time.monotonic()
             self.stats.connected()
             logger.info(
@@ -202,6 +199,16 @@ class Consumer:
             self._workers.drop_waiting()
             transport, self._transport = self._transport, None
             transport.close()
+
+    def _subscribe(self, transport: Transport) -> None:
+        settings = self._settings.subscriber
+        subscriptions = [subscription_of(handler, settings) for handler in self._handlers.values()]
+        for subscription in subscriptions:
+            check_supported(subscription, transport.capabilities)
+        if hasattr(transport, "declare_all"):
+            transport.declare_all(subscriptions)  # new queues of all handlers are waited for at once
+        for subscription in subscriptions:
+            transport.subscribe(subscription)
 
     def _receive_until_ended(self, transport: Transport) -> None:
         try:
