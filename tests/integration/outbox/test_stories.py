@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+import pika
 import pytest
 from django.core.management import call_command
 from django.db import connections, transaction
@@ -17,10 +18,12 @@ from domain_event_broker import (
     EventModel,
     EventOptions,
     RabbitMQOptions,
+    config,
     correlated,
     publish_domain_event,
     publish_domain_events,
 )
+from domain_event_broker.config import OutboxSettings
 from domain_event_broker.django.admin import moves
 from domain_event_broker.django.models import ArchivedEvent, HeldEvent, OutboxEvent
 from domain_event_broker.django.relay_outbox import DjangoRelayOutbox
@@ -28,6 +31,7 @@ from domain_event_broker.errors import InvalidEvent, OutboxNotMigrated, Unsuppor
 from domain_event_broker.events import HEADER_CAUSATION_ID, HEADER_CORRELATION_ID, HEADER_SCHEMA_VERSION
 from domain_event_broker.options import read
 from domain_event_broker.ports import Sent
+from domain_event_broker.relay import Relay
 from tests.djangoapp.databases import database, sqlite_file
 from tests.harness.waiting import wait_until
 from tests.integration.outbox.content import publish, refuse, send_all
@@ -285,3 +289,44 @@ def _insert_as_the_release_before(alias: str, event: DomainEvent) -> None:
 def _fetch_again(relay: DjangoRelayOutbox) -> Any:
     """Return what a relay gets after what it refused has come due."""
     return wait_until(lambda: relay.fetch(relay.renew(), 10), 30)
+
+
+# --- all the way ------------------------------------------------------------------------------
+
+
+def test_options_and_story_go_from_the_outbox_to_rabbitmq_and_once_more_from_the_archive(
+    sqlite: str, settings: Any, rabbitmq_server: Any, fresh_name: Callable[[str], str]
+) -> None:
+    settings.DOMAIN_EVENT_BROKER = rabbitmq_server.url()
+    queue = fresh_name("story")
+    with pika.BlockingConnection(pika.URLParameters(rabbitmq_server.url())) as connection:
+        channel = connection.channel()
+        channel.exchange_declare("domain-events", "topic", durable=True)
+        channel.queue_declare(queue, exclusive=True)
+        channel.queue_bind(queue, "domain-events", queue)
+        asked = RabbitMQOptions(priority=3, expiration=600, headers={"tenant": "acme"})
+        with correlated("story", "cause"):
+            publish_domain_event(queue, {"number": 1}, using=sqlite, options=asked)
+        first = _relayed(sqlite, channel, queue)
+        moves.publish_again(ArchivedEvent.objects.using(sqlite).all(), lambda rows: None)
+        again = _relayed(sqlite, channel, queue)
+    for properties in (first, again):
+        assert (properties.priority, properties.expiration) == (3, "600000")
+        assert properties.correlation_id == "story"
+        assert properties.headers == {HEADER_CAUSATION_ID: "cause", "tenant": "acme"}
+    assert first.message_id == again.message_id
+
+
+def _relayed(alias: str, channel: Any, queue: str) -> Any:
+    """Let a relay send what waits; return the properties of what came into the queue."""
+    settings = config.current()
+    assert settings is not None
+    report = Relay(DjangoRelayOutbox(alias, OutboxSettings()), settings).run_once()
+    assert report.sent == 1
+    _, properties, _ = wait_until(lambda: _one(channel, queue), 30)
+    return properties
+
+
+def _one(channel: Any, queue: str) -> Any:
+    found = channel.basic_get(queue, auto_ack=True)
+    return found if found[0] is not None else None
