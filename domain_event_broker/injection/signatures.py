@@ -94,6 +94,9 @@ def is_union(annotation: Any) -> bool:
 
 def _argument(parameter: inspect.Parameter, hints: Mapping[str, Any]) -> Argument:
     annotation, notes = hints.get(parameter.name, NOTHING), ()
+    if get_origin(without_none(annotation)) is Annotated:
+        # Python 3.10 puts "| None" around what has None as its default value.
+        annotation = without_none(annotation)
     if get_origin(annotation) is Annotated:
         annotation, *rest = get_args(annotation)
         notes = tuple(rest)

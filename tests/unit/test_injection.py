@@ -285,6 +285,13 @@ def test_each_delivery_has_dependencies_of_its_own(log: Log) -> None:
     assert log == ["engine for x"] * 2
 
 
+def test_a_dependency_may_have_none_as_default_value(log: Log) -> None:
+    def take(event: DomainEvent, engine: Annotated[str | None, Depends(get_engine)] = None) -> str | None:
+        return engine
+
+    assert handler(take).call(DomainEvent("x")) == "engine"
+
+
 def test_without_the_cache_each_place_has_its_own(log: Log) -> None:
     def take(
         one: str = Depends(get_engine, use_cache=False), two: str = Depends(get_engine, use_cache=False)

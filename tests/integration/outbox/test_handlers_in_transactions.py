@@ -171,6 +171,26 @@ def test_an_async_handler_that_is_cancelled_in_time_out_is_rolled_back(home: str
     assert (Order.objects.count(), InboxEntry.objects.count()) == (0, 0)
 
 
+def test_an_async_handler_that_a_stop_cancels_is_rolled_back_and_its_event_comes_back(home: str) -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    async def sleep(received: DomainEvent) -> None:
+        await abill(received)
+        begun.set()
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            ended.set()
+
+    with inbox_consumer(home, handler(sleep), GRACE_SECONDS=0.2) as (consumer, _):
+        assert begun.wait(60)
+    assert ended.wait(60)
+    # The lock of the row that was not committed is gone, so its thread is out of the transaction.
+    assert DjangoInbox().run(handler(lambda received: None), event())
+    assert (Order.objects.count(), InboxEntry.objects.count()) == (0, 1)
+    assert not consumer.outcomes
+
+
 def test_dependencies_of_async_handlers_live_in_the_transaction(home: str) -> None:
     def session() -> Iterator[int]:
         yield InboxEntry.objects.count()
@@ -350,9 +370,10 @@ def test_an_error_of_the_database_that_left_the_connection_whole_is_the_handlers
 
 
 @contextmanager
-def inbox_consumer(alias: str, bound: Handler) -> Iterator[tuple[Consumer, DomainEvent]]:
+def inbox_consumer(alias: str, bound: Handler, **options: Any) -> Iterator[tuple[Consumer, DomainEvent]]:
     """Consume one event, published before, with the inbox in the database ``alias``."""
-    settings = config.parse(f"memory://{alias}-{threading.get_ident()}-{time.monotonic_ns()}")
+    url = f"memory://{alias}-{threading.get_ident()}-{time.monotonic_ns()}"
+    settings = config.parse({"URL": url, "SUBSCRIBER": options})
     assert isinstance(settings, BrokerSettings)
     transport = open_transport(settings)
     transport.declare(subscription_of(bound, settings.subscriber))
