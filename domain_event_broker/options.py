@@ -205,7 +205,7 @@ def apply(event: DomainEvent, given: EventOptions | Iterable[EventOptions], sche
     :raises UnsupportedOption: some are for another broker, and not optional.
     :raises InvalidEvent: what is given is no options.
     """
-    layers = [*event.options, *listed(given)]
+    layers = [*listed(event.options), *listed(given)]
     if not layers:
         return
     headers = dict(event.headers)

@@ -155,6 +155,13 @@ def test_call_wins_over_instance_and_instance_over_class() -> None:
     assert read(event.headers, "rabbitmq") == {"priority": 3, "type": "instance", "app_id": "shop"}
 
 
+def test_an_event_may_have_one_set_of_options_or_several() -> None:
+    event = _event()
+    event.options = RabbitMQOptions(priority=1)  # type: ignore[assignment]
+    apply(event, (), "amqp")
+    assert read(event.headers, "rabbitmq") == {"priority": 1}
+
+
 def test_headers_of_all_layers_add_up() -> None:
     own = (EventOptions(headers={"a": 1, "b": 1}),)
     event = _applied(EventOptions(headers={"b": 2}), RabbitMQOptions(headers={"c": 3}), own=own)
