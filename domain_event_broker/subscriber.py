@@ -233,9 +233,9 @@ class Consumer:
             self._workers.submit(deliveries)
 
     def _settle(self, transport: Transport, settlements: Sequence[Settlement]) -> None:
+        transport.settle(settlements)
         self.outcomes.update((each.delivery.queue, each.outcome) for each in settlements)
         self.stats.settled(each.outcome for each in settlements)
-        transport.settle(settlements)
 
     def _leave_if_stuck(self, transport: Transport) -> None:
         """Settle the deliveries of handlers that don't come back, and stop: see :class:`HandlerStuck`.
