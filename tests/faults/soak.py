@@ -25,6 +25,8 @@ HANDLERS = ("steady", "moody")
 PUBLISHERS = 2
 #: Letters would fill their queue for as long as it runs: of what goes wrong only retries are left.
 SPARED = "deadly error exit leak close exhaust"
+#: Looks that a judgement needs, however short the run and slow the machine.
+LEAST_LOOKS = 4
 #: Part of the run that is not judged: caches fill, pools grow to their size.
 WARM_UP = 0.25
 #: Growth that counts as flat, as a part of the middle value.
@@ -91,7 +93,7 @@ class Soak:
         start = time.monotonic()
         cut_at = start + cut_every if cut_every else float("inf")
         number = 0
-        while time.monotonic() < start + seconds:
+        while time.monotonic() < start + seconds or number < LEAST_LOOKS:
             number += 1
             time.sleep(max(0.0, start + number * every - time.monotonic()))
             yield time.monotonic() - start, self.look()
