@@ -79,18 +79,18 @@ def test_of_four_relays_each_has_its_share_and_two_that_are_killed_are_replaced(
     assert [relays[number].stop() for number in (1, 3, 4, 5)] == [0, 0, 0, 0]
 
 
-def test_one_that_joins_late_has_its_half_within_two_rounds_and_one_that_stops_leaves_it_at_once(
+def test_one_that_joins_late_has_its_half_within_seconds_and_one_that_stops_leaves_it_at_once(
     stage: Stage,
 ) -> None:
     first = stage.relay()
-    wait_until(lambda: _shares(stage) == [BUCKETS], 30)
+    wait_until(lambda: _shares(stage) == [BUCKETS], 60)
     second = stage.relay()
-    wait_until(lambda: second.is_ready, 30)
-    # Rounds take a third of the lease: a second here, five where it is set as it comes.
-    wait_until(lambda: _shares(stage) == [32, 32], 3 * LEASE_SECONDS, lambda: f"{_shares(stage)}")
+    wait_until(lambda: second.is_ready, 60)
+    # Two rounds, each a third of the lease: of one second here, of five where it is set as it comes.
+    wait_until(lambda: _shares(stage) == [32, 32], 30, lambda: f"{_shares(stage)}")
     assert first.stop() == 0
-    assert _shares(stage)[0] == 32
-    wait_until(lambda: _shares(stage) == [BUCKETS], 3 * LEASE_SECONDS, lambda: f"{_shares(stage)}")
+    assert len(_shares(stage)) <= 1, "nobody has to wait for the end of its lease"
+    wait_until(lambda: _shares(stage) == [BUCKETS], 30, lambda: f"{_shares(stage)}")
     assert second.stop() == 0
 
 
