@@ -133,3 +133,17 @@ def test_a_handler_that_hangs_does_not_keep_its_process_from_stopping(stage: Sta
     wait_until(lambda: len(stage.broker.queued("slow")) == 2, PATIENCE)
     assert stage.account(["slow"]).violations() == []
     assert stage.effects("slow") == 0
+
+
+def test_a_handler_that_hangs_is_interrupted_and_its_event_dead_lettered(stage: Stage) -> None:
+    stage.publish(6, "slow.done", seconds=3600)
+    stage.publish(6, "slow.done", seconds=0)
+    stage.relay()
+    subscriber = stage.subscriber("slow", FAULTS_TIMEOUT="2")
+    wait_until(lambda: len(stage.broker.letters("slow")) == 6, PATIENCE)
+    stage.wait_until_quiet(["slow"])
+    account = stage.account(["slow"])
+    assert account.violations() == []
+    assert all(reason.startswith("timeout") for reason in account.handlers["slow"].dead.values())
+    assert stage.effects("slow") == 6, "what the others began was rolled back"
+    assert subscriber.stop() == 0

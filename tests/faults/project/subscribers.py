@@ -36,12 +36,18 @@ def lethal(event: DomainEvent) -> None:
         _die()
 
 
-@subscribe("slow.#", name="slow", max_retries=0, concurrency=4)
+#: Seconds that ``slow`` may take, if the environment says so.
+SLOW_TIMEOUT = float(os.environ["FAULTS_TIMEOUT"]) if "FAULTS_TIMEOUT" in os.environ else None
+
+
+@subscribe("slow.#", name="slow", max_retries=0, concurrency=4, timeout=SLOW_TIMEOUT)
 def slow(event: DomainEvent) -> None:
     """Take as long as the event says."""
     Path(os.environ["FAULTS_DIRECTORY"], f"began-{event.uuid_string}").touch()
     _write("slow", event)
-    time.sleep(event.data["seconds"])
+    end = time.monotonic() + event.data["seconds"]
+    while time.monotonic() < end:
+        time.sleep(0.05)  # in slices: one long sleep cannot be interrupted from another thread
 
 
 @subscribe("odd.#", name="odd", max_retries=0)
