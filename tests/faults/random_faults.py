@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from tests.faults.apparatus import DATABASE, Program, Stage
+from tests.faults.apparatus import DATABASE, Stage
 from tests.harness.rabbitmq import PrivateRabbitMQ
 from tests.harness.server import descendants, send_signal
 from tests.harness.waiting import wait_until
@@ -76,15 +76,12 @@ def _freeze(fleet: str) -> Act:
 
     def act(torture: Torture, fault: Fault) -> None:
         victim = torture.one_of(fleet, fault.dice)
-        _signal_all(victim, signal.SIGSTOP)
-        torture.later(fault.length, lambda: _signal_all(victim, signal.SIGCONT))
+        # The same processes in the end: children outlive a parent that is killed meanwhile.
+        pids = [*descendants(victim.pid), victim.pid] if victim.exit_code is None else []
+        send_signal(signal.SIGSTOP, pids)
+        torture.later(fault.length, lambda: send_signal(signal.SIGCONT, pids))
 
     return act
-
-
-def _signal_all(program: Program, number: signal.Signals) -> None:
-    if program.exit_code is None:
-        send_signal(number, [*descendants(program.pid), program.pid])
 
 
 # --- the broker
