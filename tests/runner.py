@@ -25,7 +25,7 @@ TOX = "tox>=4.20,<5"
 WITHOUT_SERVERS = {"lint", "typing", "package"}
 
 DESCRIPTION = """\
-Install what the tests need and run them: virtualenv, packages, RabbitMQ, PostgreSQL, MariaDB, Redis and others.
+Install what the tests need and run them: virtualenv, packages, RabbitMQ, PostgreSQL, MariaDB, Redis and more.
 
 On Debian and Ubuntu the servers come from apt (through sudo, unless you are root); the machine's services are
 neither started nor enabled: tests start private servers on free ports, in temporary directories.
