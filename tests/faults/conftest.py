@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.apparatus import Stage
-from tests.faults.previous import previous_release
+from tests.faults.previous import unpack_previous_release
 
 
 @pytest.fixture(scope="session")
@@ -19,10 +19,11 @@ def shared_stage() -> Iterator[Stage]:
 
 
 @pytest.fixture(scope="session")
-def previous() -> Iterator[Path]:
+def previous(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the code of the release before this one is."""
-    with previous_release() as checkout:
-        yield checkout
+    directory = tmp_path_factory.mktemp("previous")
+    unpack_previous_release(directory)
+    return directory
 
 
 @pytest.fixture

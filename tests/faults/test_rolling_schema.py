@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,20 +10,7 @@ import pytest
 from tests.faults.apparatus import Program, Stage
 from tests.harness.waiting import wait_until
 
-#: The last release before migration 0003.
-PREVIOUS = Path(__file__).parent / "releases" / "3530c5b.tar.xz"
 MIGRATE = "run 'manage.py migrate"
-
-
-@pytest.fixture(scope="session")
-def previous(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout of the previous release."""
-    directory = tmp_path_factory.mktemp("previous")
-    # Asked for where Python knows of it: newer ones warn without, older ones have it not.
-    filtered = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-    with tarfile.open(PREVIOUS) as archive:
-        archive.extractall(directory, **filtered)  # noqa: S202 - made by us, and part of this repository
-    return directory
 
 
 @pytest.fixture
