@@ -147,3 +147,20 @@ def test_a_handler_that_hangs_is_interrupted_and_its_event_dead_lettered(stage: 
     assert all(reason.startswith("timeout") for reason in account.handlers["slow"].dead.values())
     assert stage.effects("slow") == 6, "what the others began was rolled back"
     assert subscriber.stop() == 0
+
+
+def test_a_handler_that_nothing_interrupts_ends_its_process_and_the_next_one_goes_on(stage: Stage) -> None:
+    stage.publish(1, "slow.stuck", seconds=3600)
+    stage.publish(6, "slow.done", seconds=0)
+    stage.relay()
+    subscriber = stage.subscriber("slow", "--processes", "2", FAULTS_TIMEOUT="2")
+    wait_until(lambda: len(stage.broker.letters("slow")) == 1, PATIENCE)
+    stage.wait_until_quiet(["slow"])
+    stage.publish(6, "slow.done", seconds=0)
+    stage.wait_until_quiet(["slow"])
+    account = stage.account(["slow"])
+    assert account.violations() == []
+    assert all(reason.startswith("timeout") for reason in account.handlers["slow"].dead.values())
+    assert stage.effects("slow") == 12, "what the stuck one began was rolled back"
+    wait_until(lambda: "starting another" in subscriber.output(), PATIENCE)
+    assert subscriber.stop() == 0

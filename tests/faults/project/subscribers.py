@@ -42,9 +42,11 @@ SLOW_TIMEOUT = float(os.environ["FAULTS_TIMEOUT"]) if "FAULTS_TIMEOUT" in os.env
 
 @subscribe("slow.#", name="slow", max_retries=0, concurrency=4, timeout=SLOW_TIMEOUT)
 def slow(event: DomainEvent) -> None:
-    """Take as long as the event says."""
+    """Take as long as the event says; out of reach of any interruption if it is ``slow.stuck``."""
     Path(os.environ["FAULTS_DIRECTORY"], f"began-{event.uuid_string}").touch()
     _write("slow", event)
+    if event.routing_key == "slow.stuck":
+        time.sleep(event.data["seconds"])
     end = time.monotonic() + event.data["seconds"]
     while time.monotonic() < end:
         time.sleep(0.05)  # in slices: one long sleep cannot be interrupted from another thread
