@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -101,6 +101,15 @@ def test_a_stop_before_the_start_ends_that_one_start_only(url: str, name: str) -
     assert len(seen) == 1
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Let SIGINT do what it does in a terminal: whoever started the tests may ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_ends_start_consuming_quietly_after_the_event_at_hand(url: str, name: str) -> None:
     done: list[str] = []
 
