@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from django.test import Client, RequestFactory
 from django.urls import reverse
-from django.views.debug import ExceptionReporter
+from django.views.debug import ExceptionReporter, get_default_exception_reporter_filter
 
 from domain_event_broker import Publisher, Subscriber, config
 from domain_event_broker.django.reports import ReporterFilter
@@ -253,6 +253,15 @@ def test_what_a_handler_raises_is_kept_without_the_passwords_in_it() -> None:
     assert SECRET not in failure.message + failure.traceback
 
 
+@pytest.fixture
+def fresh_filter() -> Iterator[None]:
+    """Let Django read its setting anew, and once more after the test: it remembers what it found."""
+    get_default_exception_reporter_filter.cache_clear()
+    yield
+    get_default_exception_reporter_filter.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh_filter")
 def test_reports_of_django_do_not_show_it_with_our_filter(settings: Any) -> None:
     settings.DOMAIN_EVENT_BROKER = {"URL": [f"amqp://shop:{SECRET}@broker/"], "EXCHANGE": "events"}
     settings.DEFAULT_EXCEPTION_REPORTER_FILTER = "domain_event_broker.django.reports.ReporterFilter"
