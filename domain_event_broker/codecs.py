@@ -164,6 +164,12 @@ def load(path: str, setting: str) -> Any:
         raise ConfigurationError(
             f"DOMAIN_EVENT_BROKER[{setting!r}] is {path!r}, which cannot be imported: {error}"
         ) from error
+    except Exception as error:
+        # A module of the project may do anything, such as look for a key. Its text may have it.
+        raise ConfigurationError(
+            f"DOMAIN_EVENT_BROKER[{setting!r}] is {path!r}, which cannot be imported: its module raised "
+            f"{type(error).__name__}"
+        ) from error
 
 
 @lru_cache(maxsize=32)

@@ -292,19 +292,29 @@ class DirectRoute:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._publishers: dict[BrokerSettings, Publisher] = {}
-        self._pid = 0
+        self._pid = os.getpid()
+        self._of_parent: object = None
+
+    def _begin_anew(self) -> None:
+        """Forget the publishers, in a forked child.
+
+        It shares its parent's sockets: closing one here would end the parent's connection, so the
+        publishers are kept, untouched. A thread of the parent may have held the lock, for good here.
+        """
+        self._of_parent = self._publishers, self._of_parent
+        self._publishers, self._lock, self._pid = {}, threading.Lock(), os.getpid()
 
     def send(self, settings: BrokerSettings, messages: Sequence[Message]) -> None:
+        if self._pid != os.getpid():
+            self._begin_anew()
         with self._lock:
-            if self._pid != os.getpid():
-                # A forked child shares its parent's socket: closing it here would end the
-                # parent's connection, so the publishers are left alone.
-                self._publishers, self._pid = {}, os.getpid()
             if settings not in self._publishers:
                 self._publishers[settings] = _publisher_for(settings)
             self._publishers[settings].publish_many(messages)
 
     def close(self) -> None:
+        if self._pid != os.getpid():
+            self._begin_anew()
         with self._lock:
             for publisher in self._publishers.values():
                 publisher.disconnect()
@@ -331,7 +341,8 @@ def _to_message(
     if isinstance(message, DomainEvent) or hasattr(message, "to_event"):
         event = to_event(message)
         apply_options([event], (), settings)
-        made = encode(event)
+        limits = () if settings is None else (settings.max_payload_bytes, settings.max_json_depth)
+        made = encode(event, *limits)
         return replace(made, routing_key=routing_key) if routing_key else made
     body = message.encode("utf-8") if isinstance(message, str) else bytes(message)
     try:

@@ -53,7 +53,9 @@ HEADER_OPTIONS = "event-options"
 #: Name of the codec that the body was sealed with; absent: the body is plain.
 HEADER_CODEC = "event-codec"
 
-_ERROR_HEADERS = "event-error-"
+#: What is written of failures: of the last one, and of those before a replay.
+_FAILURE_HEADERS = ("event-error-", "event-history-")
+_STORY = (HEADER_CORRELATION_ID, HEADER_CAUSATION_ID)
 #: What is written on the envelope on the way to one handler, and means nothing on another way.
 _IN_TRANSIT = frozenset({HEADER_ATTEMPT, HEADER_ROUTING_KEY, HEADER_NOT_BEFORE, HEADER_REPLAYS, HEADER_CODEC})
 _NO_HEADERS: Headers = MappingProxyType({})
@@ -264,6 +266,10 @@ def decode(
     fields["retries"] = retries
     event: DomainEvent = DomainEvent(**fields)
     event.headers = headers
+    if HEADER_OPTIONS in headers:
+        # They were for the way to here. Published again with the event, they would act for somebody
+        # else, who may have written anything into them.
+        event.headers = {name: value for name, value in headers.items() if name != HEADER_OPTIONS}
     return event
 
 
@@ -327,15 +333,20 @@ def headers_to_send(event: DomainEvent) -> Headers:
     if not event.headers and around is correlation.NOTHING:
         return _NO_HEADERS
     headers: dict[str, str | int] = {
-        name: value
-        for name, value in event.headers.items()
-        if isinstance(value, (str, int)) and name not in _IN_TRANSIT and not name.startswith(_ERROR_HEADERS)
+        name: value for name, value in event.headers.items() if _goes_along(name, value)
     }
     if around.correlation_id and around.correlation_id != event.uuid_string:
         headers.setdefault(HEADER_CORRELATION_ID, around.correlation_id)
     if around.causation_id and around.causation_id != event.uuid_string:
         headers.setdefault(HEADER_CAUSATION_ID, around.causation_id)
     return headers
+
+
+def _goes_along(name: str, value: object) -> bool:
+    """Tell whether a header belongs to an event itself, and can be sent."""
+    if not isinstance(value, (str, int)) or name in _IN_TRANSIT or name.startswith(_FAILURE_HEADERS):
+        return False
+    return name not in _STORY or correlation.is_usable(value)
 
 
 def _content(event: DomainEvent) -> dict[str, Any]:

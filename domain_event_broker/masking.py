@@ -10,8 +10,8 @@ _PARAMETER = re.compile(r"(password|passphrase|secret|token)=[^&]*", re.IGNORECA
 
 #: The same in running text, where a URL ends with a space or a quotation mark. The bounds keep texts that are
 #: made to look like the beginning of many URLs from taking long.
-_CREDENTIALS_IN_TEXT = re.compile(r"""(?<=://)([^\s:@/'"]{0,256}):[^\s'"]{0,2048}@""")
-_PARAMETER_IN_TEXT = re.compile(r"""\b(password|passphrase|passwd|secret|token)=[^\s&,;)]+""", re.IGNORECASE)
+_CREDENTIALS_IN_TEXT = re.compile(r"""(?<=://)([^\s:@/'"]{0,256}):[^\s"]{0,2048}@""")
+_PARAMETER_IN_TEXT = re.compile(r"""(password|passphrase|passwd|secret|token)=[^\s&,;)]+""", re.IGNORECASE)
 
 
 def mask(url: str) -> str:

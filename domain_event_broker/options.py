@@ -15,6 +15,7 @@ them. :func:`read` is for transports.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
@@ -143,7 +144,10 @@ class RabbitMQOptions(BackendOptions):
     def _expiration(self) -> dict[str, int | None]:
         """A period is counted by the broker; a moment is stored, and the relay reckons what is left."""
         if isinstance(self.expiration, datetime):
-            return {"expires_at": round(_unix_time(self, "expiration") * 1000), "expires_in": None}
+            expires_at = round(_unix_time(self, "expiration") * 1000)
+            if expires_at - time.time_ns() // 1_000_000 > MAX_EXPIRATION:
+                raise _wrong(self, "expiration", f"a moment within {MAX_EXPIRATION // 86_400_000} days")
+            return {"expires_at": expires_at, "expires_in": None}
         seconds: Any = self.expiration
         if isinstance(seconds, timedelta):
             seconds = seconds.total_seconds()
@@ -220,6 +224,7 @@ def apply(event: DomainEvent, given: EventOptions | Iterable[EventOptions], sche
             if layer.correlation_id is not None:
                 headers[HEADER_CORRELATION_ID] = layer.correlation_id
     backends = {name: _said(options) for name, options in backends.items() if _said(options)}
+    _check_size(headers, "all options of an event together")
     if backends:
         headers[HEADER_OPTIONS] = json.dumps(backends, separators=(",", ":"), sort_keys=True)
     event.headers = headers
@@ -235,7 +240,7 @@ def read(headers: Mapping[str, Any], backend: str) -> dict[str, Any]:
         return {}
     try:
         options = json.loads(written)[backend]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return {}
     return options if isinstance(options, dict) else {}
 
@@ -272,16 +277,19 @@ def _check_headers(options: EventOptions) -> None:
     headers: Any = options.headers
     if not isinstance(headers, Mapping):
         raise _wrong(options, "headers", "a dict")
-    size = 0
     for name, value in headers.items():
         problem = _header_problem(name, value)
         if problem:
             raise InvalidEvent(f"{type(options).__name__}: the header {name!r} {problem}")
-        size += len(name) + len(str(value))
+    _check_size(options.headers, type(options).__name__)
+
+
+def _check_size(headers: Mapping[str, Any], of: str) -> None:
+    size = sum(len(name.encode()) + len(str(value).encode()) for name, value in headers.items())
     if size > MAX_HEADERS:
         raise InvalidEvent(
-            f"{type(options).__name__}: the headers take {size} characters; at most {MAX_HEADERS} are "
-            "allowed. Large content belongs into the data of the event."
+            f"{of}: the headers take {size} bytes; at most {MAX_HEADERS} are allowed. Large content belongs "
+            "into the data of the event."
         )
 
 

@@ -180,7 +180,13 @@ class EventModel(BaseModel):
         data = _lifted(cls, event)
         try:
             # As JSON, which it was: so strict fields, bytes and keys of dicts mean what they meant.
-            return cls.model_validate_json(json.dumps(data))
+            text = json.dumps(data)
+        except (TypeError, ValueError) as error:
+            raise InvalidEventData(
+                f"an upcast made data of {_name(cls)} that JSON has not: {error}"
+            ) from error
+        try:
+            return cls.model_validate_json(text)
         except ValidationError as error:
             raise InvalidEventData(f"the data is no {_name(cls)}: {_problems(error)}") from error
 

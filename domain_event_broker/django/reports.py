@@ -6,15 +6,21 @@ Not installed by itself: a project asks for it with
 
 from __future__ import annotations
 
+import re
 from collections.abc import ItemsView
 from typing import Any
+from urllib.parse import SplitResult
 
 from django.views.debug import SafeExceptionReporterFilter
 
-from domain_event_broker.masking import mask_text
+from domain_event_broker.masking import mask, mask_text
 
 #: Characters of a value that are kept: reports show fewer.
 _LONGEST = 10_000
+#: Levels of containers that are looked into.
+_DEEPEST = 8
+_CONTAINERS = (list, tuple, set, frozenset)
+_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://\S*")
 
 
 class ReporterFilter(SafeExceptionReporterFilter):
@@ -30,12 +36,21 @@ class ReporterFilter(SafeExceptionReporterFilter):
         return {name: _masked(value) for name, value in found}.items()
 
 
-def _masked(value: Any) -> Any:
-    """Return a value, and what plain containers hold, with the passwords of URLs replaced."""
+def _masked(value: Any, depth: int = _DEEPEST) -> Any:
+    """Return a value, and what containers hold, with the passwords of URLs replaced."""
     if isinstance(value, str):
-        return mask_text(value) if len(value) <= _LONGEST else mask_text(value[:_LONGEST]) + "…"
-    if type(value) in (list, tuple, set, frozenset):
-        return type(value)(_masked(each) for each in value)
-    if type(value) is dict:
-        return {key: _masked(each) for key, each in value.items()}
-    return value
+        return _masked_text(value) if len(value) <= _LONGEST else _masked_text(value[:_LONGEST]) + "…"
+    if isinstance(value, SplitResult):
+        return mask(value.geturl())
+    kind = next((each for each in _CONTAINERS if isinstance(value, each)), None)
+    if kind is None and type(value) is not dict:
+        return value
+    if depth == 0:
+        return "…"  # it may contain itself
+    if kind is None:
+        return {_masked(key, 0): _masked(each, depth - 1) for key, each in value.items()}
+    return kind(_masked(each, depth - 1) for each in value)
+
+
+def _masked_text(text: str) -> str:
+    return mask_text(mask(text) if _URL.fullmatch(text) else text)

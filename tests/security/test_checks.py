@@ -9,6 +9,9 @@ from django.core.checks import run_checks
 
 HOOKS = "tests.security.hooks"
 
+#: A database without our tables would be warned of, too.
+pytestmark = pytest.mark.django_db
+
 
 def ids(settings: Any, value: Any, deploy: bool = False) -> list[str]:
     settings.DOMAIN_EVENT_BROKER = value

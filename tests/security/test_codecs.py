@@ -153,6 +153,7 @@ def test_the_limit_of_depth_holds_for_what_was_sealed() -> None:
         ("../vault", "no dotted path"),
         (f"{HOOKS}.missing", "cannot be imported"),
         ("tests.no_such_module.vault", "cannot be imported"),
+        ("tests.security.failing_hook.vault", "its module raised KeyError$"),
         (f"{HOOKS}.nameless", "is no codec"),
         (f"{HOOKS}.Reversing", "is no codec"),
         ([f"{HOOKS}.vault", f"{HOOKS}.rotated"], "codecs of one name"),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from django.test import Client, RequestFactory
@@ -277,6 +278,25 @@ def test_reports_of_django_do_not_show_it_with_our_filter(settings: Any) -> None
         assert SECRET not in shown
 
 
+@pytest.mark.usefixtures("fresh_filter")
+def test_reports_of_django_show_no_part_of_a_url_and_end_with_what_contains_itself(settings: Any) -> None:
+    settings.DEFAULT_EXCEPTION_REPORTER_FILTER = "domain_event_broker.django.reports.ReporterFilter"
+    settings.DEBUG = True
+    try:
+        _fail_with(urlsplit(f"amqp://shop:{SECRET}@broker/a/b"), f"amqp://shop:it's{SECRET}@broker/")
+    except RuntimeError:
+        reporter = ExceptionReporter(RequestFactory().get("/"), *sys.exc_info())
+        shown = reporter.get_traceback_html() + reporter.get_traceback_text()
+    assert "shop:***@broker" in shown
+    assert SECRET not in shown
+
+
+def _fail_with(parts: Any, url: str) -> None:
+    circle: dict[str, Any] = {"url": url}
+    circle["circle"] = [circle, parts]
+    raise RuntimeError("the frame of this function shows its variables")
+
+
 def _fail(url: str) -> None:
     raise RuntimeError("the frame of this function shows its variables")
 
@@ -306,6 +326,8 @@ def test_urls_are_masked(url: str, masked: str) -> None:
         ("a://u:p@h, b://v:q@i", "a://u:***@h, b://v:***@i"),
         ("'amqp://u:p@h' said 'me@example.com'", "'amqp://u:***@h' said 'me@example.com'"),
         ("host=h password=p dbname=d", "host=h password=*** dbname=d"),
+        ("cannot reach amqp://u:p'q@h", "cannot reach amqp://u:***@h"),
+        ("ssl_password=p ssl=on", "ssl_password=*** ssl=on"),
         ("see https://example.com/@somebody", "see https://example.com/@somebody"),
         ("time 12:30@noon", "time 12:30@noon"),
     ],

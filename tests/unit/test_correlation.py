@@ -141,6 +141,8 @@ def test_a_received_event_that_is_published_again_keeps_its_story_and_nothing_of
         "event-not-before": 5,
         "event-routing-key": "a.b",
         "event-error-reason": "error",
+        "event-history-message": "what it was before the replay",
+        "event-causation-id": "x" * 5000,
         "x-death": [{}],
     }
     event = decode(b'{"routing_key": "a.b", "data": {}, "uuid_string": "1"}', headers=headers)

@@ -11,7 +11,7 @@ import pytest
 from domain_event_broker import EventOptions, KafkaOptions, RabbitMQOptions, RedisOptions
 from domain_event_broker.correlation import correlated
 from domain_event_broker.errors import InvalidEvent, UnsupportedOption
-from domain_event_broker.events import HEADER_OPTIONS, DomainEvent, encode
+from domain_event_broker.events import HEADER_OPTIONS, DomainEvent, decode, encode
 from domain_event_broker.options import BackendOptions, apply, read
 from domain_event_broker.typed import EventModel
 
@@ -274,3 +274,27 @@ def test_without_options_nothing_is_written() -> None:
 @pytest.mark.parametrize("written", ["", "no json", "[]", '{"kafka": {}}', '{"rabbitmq": 5}', 7, None])
 def test_a_header_that_somebody_else_wrote_counts_as_no_options(written: Any) -> None:
     assert read({HEADER_OPTIONS: written}, "rabbitmq") == {}
+
+
+@pytest.mark.parametrize("forged", ['{"rabbitmq":{"expires_at":"x"}}', "[" * 5000])
+def test_options_that_came_with_an_event_do_not_act_when_it_is_published_again(forged: str) -> None:
+    body = DomainEvent("user.registered", {}).to_json().encode()
+    received = decode(body, headers={HEADER_OPTIONS: forged, "tenant": "a"})
+    assert dict(encode(received).headers) == {"tenant": "a"}
+    assert read({HEADER_OPTIONS: "[" * 5000}, "rabbitmq") == {}
+
+
+def test_a_moment_of_expiration_lies_within_what_the_broker_can_count() -> None:
+    now = datetime.now(timezone.utc)
+    assert RabbitMQOptions(expiration=now + timedelta(days=49)).for_backend()["expires_at"]
+    with pytest.raises(InvalidEvent, match="a moment within 49 days"):
+        RabbitMQOptions(expiration=now + timedelta(days=50))
+
+
+def test_headers_of_all_layers_together_fit_into_a_frame() -> None:
+    event = _event()
+    layers = [EventOptions(headers={f"h{number}": "x" * 20_000}) for number in range(2)]
+    with pytest.raises(InvalidEvent, match="all options of an event together"):
+        apply(event, layers, "memory")
+    with pytest.raises(InvalidEvent, match="the headers take"):
+        EventOptions(headers={"h": "😀" * 10_000})

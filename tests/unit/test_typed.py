@@ -323,3 +323,12 @@ def test_an_upcast_that_forgets_to_return_is_told_so() -> None:
     Paid.upcast(from_version=1)(lambda data: data.clear())  # type: ignore[arg-type]
     with pytest.raises(InvalidEventData, match="must return the dict"):
         Paid.from_event(_received({"amount": 3}, 1))
+
+
+def test_an_upcast_that_makes_what_json_has_not_is_told_so() -> None:
+    class Paid(EventModel, routing_key="order.paid", version=2):
+        on: date
+
+    Paid.upcast(from_version=1)(lambda data: {"on": date(2026, 11, 21)})
+    with pytest.raises(InvalidEventData, match=r"an upcast made data of .*Paid that JSON has not"):
+        Paid.from_event(_received({}, 1))

@@ -27,7 +27,7 @@ from domain_event_broker.events import (
     Message,
 )
 from domain_event_broker.failures import Failure, History, without_failure
-from domain_event_broker.options import RabbitMQOptions, read
+from domain_event_broker.options import MAX_EXPIRATION, RabbitMQOptions, read
 from domain_event_broker.retry import MAX_DELAY
 
 #: Written to disk by durable queues (AMQP 0-9-1, basic class, delivery-mode).
@@ -284,7 +284,8 @@ def _apply(properties: pika.BasicProperties, options: Mapping[str, Any]) -> None
         properties.expiration = str(options["expires_in"])
     elif "expires_at" in options:
         # From when the relay sends it; too late already, it expires in the queue, where that is seen.
-        properties.expiration = str(max(0, options["expires_at"] - now_ms()))
+        left = max(0, options["expires_at"] - now_ms())
+        properties.expiration = str(min(left, MAX_EXPIRATION))
 
 
 def _death(properties: pika.BasicProperties, queue: str) -> dict[str, Any]:
