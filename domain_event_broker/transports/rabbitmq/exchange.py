@@ -74,6 +74,15 @@ def missed(settings: BrokerSettings) -> BrokerUnavailable:
     )
 
 
+def say_gone(name: str) -> None:
+    """Say in the log that an exchange was deleted, and what comes next."""
+    logger.error(
+        "the exchange %s is gone, and the bindings of all queues with it; it is made again in %g s",
+        name,
+        ABSENCE_SECONDS,
+    )
+
+
 def _key(settings: BrokerSettings) -> object:
     return settings.url, settings.exchange
 
@@ -105,11 +114,7 @@ class Bindings:
             return True
         if self._missing_since is None:
             self._missing_since = now
-            logger.error(
-                "the exchange %s is gone, and the bindings of all queues with it; it is made again in %g s",
-                self._settings.exchange,
-                ABSENCE_SECONDS,
-            )
+            say_gone(self._settings.exchange)
         if now - self._missing_since < ABSENCE_SECONDS:
             return False
         try:

@@ -208,11 +208,25 @@ class RabbitMQTransport:
 
     def _declare(self, wanted: Sequence[Subscription]) -> None:
         """Declare the queues; take note of the subscriptions as these queues can serve them."""
+        self._let_others_miss_the_exchange(wanted)
         served = [self._topology().adopted(each) for each in wanted]
         layouts = self._topology().declare(served, self._let_settle)
         for each, subscription, layout in zip(wanted, served, layouts, strict=True):
             self._layouts[subscription.name] = layout
             self._declared[each] = subscription
+
+    def _let_others_miss_the_exchange(self, wanted: Sequence[Subscription]) -> None:
+        """Leave an exchange that somebody deleted missing for a while; see :mod:`.exchange`.
+
+        Made at once, it would have the bindings of these subscriptions only, and events would pass
+        the other queues. One that no queue was made for yet is new.
+        """
+        name, topology = self._settings.exchange, self._topology()
+        if not name or topology.exchange_exists(name):
+            return
+        if any(topology.state(each.name) is not None for each in wanted):
+            exchange.say_gone(name)
+            self._wait(exchange.ABSENCE_SECONDS)
 
     def _stats(self, name: str) -> QueueStats:
         topology = self._topology()

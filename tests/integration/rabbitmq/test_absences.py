@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -76,6 +77,25 @@ def test_when_the_exchange_is_back_queues_are_bound_before_anything_is_published
         wait_until(lambda: subscriber.receive(0, 0.05) or "bound to the exchange" in caplog.text, PATIENCE)
     said = [record.message for record in caplog.records if "gone" in record.message]
     assert len(said) == 1, "it is said once"
+
+
+def test_a_subscriber_that_starts_while_the_exchange_is_missing_lets_the_others_notice(
+    connect, handler, channel, rabbitmq_server, exchange, caplog
+) -> None:
+    settings = {"URL": rabbitmq_server.url(), "EXCHANGE": exchange}
+    wanted = [Subscription(handler().name, ("shared.#",)) for _ in range(2)]
+    running, starting = connect(settings), connect(settings)
+    running.subscribe(wanted[0])
+    starting.declare(wanted[1])
+    channel.exchange_delete(exchange)
+    again = threading.Thread(target=connect(settings).declare, args=(wanted[1],), daemon=True)
+    with caplog.at_level(logging.WARNING):
+        again.start()
+        wait_until(lambda: running.receive(0, 0.05) or not again.is_alive(), PATIENCE)
+        wait_until(lambda: running.receive(0, 0.05) or "are bound to the exchange" in caplog.text, PATIENCE)
+    publish(starting, message("shared.after"))
+    starting.subscribe(wanted[1])
+    assert [len(collect(each, 1)) for each in (running, starting)] == [1, 1]
 
 
 def test_a_binding_that_somebody_took_away_comes_back(
