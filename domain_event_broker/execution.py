@@ -22,6 +22,7 @@ from domain_event_broker.errors import (
 from domain_event_broker.events import HEADER_CORRELATION_ID, DomainEvent
 from domain_event_broker.failures import Failure
 from domain_event_broker.handlers import Handler
+from domain_event_broker.injection import refuse_undone
 from domain_event_broker.masking import one_line
 from domain_event_broker.ports import Action, Delivery, Inbox, Settlement
 from domain_event_broker.retry import RetryPolicy
@@ -41,14 +42,15 @@ class DirectInbox:
         if handler.is_async:
             import asyncio  # late: a program without async handlers has no use for it
 
-            asyncio.run(handler.call(event))
+            result = asyncio.run(handler.call(event))
         else:
-            handler.call(event)
+            result = handler.call(event)
+        refuse_undone(handler.call, result)
         return True
 
     async def arun(self, handler: Handler, event: DomainEvent, threads: Executor) -> bool:
         """Await the handler."""
-        await handler.call(event)
+        refuse_undone(handler.call, await handler.call(event))
         return True
 
 

@@ -24,7 +24,7 @@ from domain_event_broker.django.models import InboxEntry
 from domain_event_broker.errors import HandlerSignal, InboxUnavailable, TransactionLost
 from domain_event_broker.events import DomainEvent
 from domain_event_broker.handlers import Handler
-from domain_event_broker.injection import Injected
+from domain_event_broker.injection import Injected, refuse_undone
 
 logger = logging.getLogger("domain_event_broker.subscriber")
 
@@ -87,9 +87,10 @@ class DjangoInbox:
 
         One that is idempotent has a thread of ``threads`` beside it, with a connection and the
         transaction, for as long as it runs. One that is not has neither: what it does with the ORM
-        takes turns with the others, in the one thread that ``sync_to_async`` has for a loop.
+        takes turns with the others, in the one thread that ``sync_to_async`` has for a loop. Unless a
+        dependency may hold a transaction open there: that would be the others', too.
         """
-        if handler.idempotent and event.uuid_string:
+        if (handler.idempotent and event.uuid_string) or getattr(handler.call, "holds_open", False):
             # From such a thread async_to_sync() leads back to this loop, and sync_to_async() to it.
             run = sync_to_async(self.run, thread_sensitive=False, executor=cast(ThreadPoolExecutor, threads))
             return await run(handler, event)
@@ -120,13 +121,13 @@ def _call(handler: Handler, event: DomainEvent, verify: Callable[[], None]) -> N
     elif isinstance(handler.call, Injected):
         handler.call.verified(event, verify)
     else:
-        handler.call(event)
+        refuse_undone(handler.call, handler.call(event))
 
 
 async def _await(call: Callable[..., Any], event: DomainEvent, verify: Callable[[], None]) -> None:
     averified = getattr(call, "averified", None)
     if averified is None:
-        await call(event)
+        refuse_undone(call, await call(event))
     else:
         await averified(event, verify, _in_thread)
 

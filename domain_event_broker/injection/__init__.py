@@ -2,7 +2,7 @@
 
 from domain_event_broker.injection.compiler import bind, binding_key_of, is_async, name_in
 from domain_event_broker.injection.markers import Depends, RoutingKeySegment
-from domain_event_broker.injection.plans import Injected
+from domain_event_broker.injection.plans import Injected, refuse_undone
 
 __all__ = [
     "Depends",
@@ -12,4 +12,5 @@ __all__ = [
     "binding_key_of",
     "is_async",
     "name_in",
+    "refuse_undone",
 ]

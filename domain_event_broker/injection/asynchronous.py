@@ -16,6 +16,7 @@ from domain_event_broker.injection.plans import (
     InThread,
     attempt_of,
     described,
+    refuse_undone,
     translated,
     verify_nothing,
     worse,
@@ -61,7 +62,9 @@ class AsyncInjected(Injected):
     async def _acall(self, frame: Frame, exits: list[Exit], in_thread: InThread) -> Any:
         for step in self.plan.steps:
             frame.append(await step.aenter(frame, exits, in_thread))
-        return await self.plan.arguments.call(self.plan.function, frame)
+        result = await self.plan.arguments.call(self.plan.function, frame)
+        refuse_undone(self.plan.function, result)
+        return result
 
 
 async def wait_for(attempt: Attempt, coroutine: Awaitable[Result]) -> Result:

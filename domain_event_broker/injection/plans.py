@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from domain_event_broker.deadlines import Attempt, TimeIsUp, current_attempt
-from domain_event_broker.errors import HandlerSignal
+from domain_event_broker.errors import HandlerError, HandlerSignal
 from domain_event_broker.events import DomainEvent
+from domain_event_broker.injection.signatures import name_of
 
 logger = logging.getLogger("domain_event_broker.subscriber")
 
@@ -150,6 +152,9 @@ class Injected:
         functools.update_wrapper(self, plan.function, updated=())
         self.plan = plan
         self.timeout = timeout
+        #: Whether a dependency that is not async may hold something open while the handler runs, such as
+        #: a transaction: that of an async handler needs a thread to itself.
+        self.holds_open = any(isinstance(step, ContextStep) for step in plan.steps)
 
     @property
     def function(self) -> Callable[..., Any]:
@@ -186,7 +191,31 @@ class Injected:
     def _call(self, frame: Frame, exits: list[Exit]) -> Any:
         for step in self.plan.steps:
             frame.append(step.enter(frame, exits))
-        return self.plan.arguments.call(self.plan.function, frame)
+        result = self.plan.arguments.call(self.plan.function, frame)
+        refuse_undone(self.plan.function, result)
+        return result
+
+
+def refuse_undone(function: Any, result: Any) -> None:
+    """Refuse what a handler returned if its work has not begun: nobody would do it.
+
+    So a function does that is not ``async`` and wraps one that is: its event would be acknowledged,
+    and nothing done.
+
+    :raises HandlerError: it is a coroutine, another awaitable, or a generator.
+    """
+    if result is None or not _is_undone(result):
+        return
+    if hasattr(result, "close"):
+        result.close()
+    raise HandlerError(
+        f"{name_of(function)} returned a {type(result).__name__}, which nobody runs; "
+        "make it 'async def', and await in it what it calls"
+    )
+
+
+def _is_undone(result: object) -> bool:
+    return inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result)
 
 
 def verify_nothing() -> None:

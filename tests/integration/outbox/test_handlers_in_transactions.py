@@ -19,7 +19,7 @@ from domain_event_broker import Depends, DomainEvent, Retry, config
 from domain_event_broker.config import BrokerSettings
 from domain_event_broker.django.inbox import DjangoInbox
 from domain_event_broker.django.models import InboxEntry
-from domain_event_broker.errors import HandlerTimeout, TransactionLost
+from domain_event_broker.errors import HandlerError, HandlerTimeout, TransactionLost
 from domain_event_broker.events import encode
 from domain_event_broker.handlers import Handler
 from domain_event_broker.loop import DaemonThreads
@@ -212,6 +212,51 @@ def test_an_async_handler_without_inbox_needs_no_thread(home: str) -> None:
     assert run_async(handler(work, idempotent=False), event())
     assert ran == [threading.get_ident()]
     assert InboxEntry.objects.count() == 0
+
+
+def test_a_handler_that_returns_a_coroutine_is_not_remembered(home: str) -> None:
+    def forgetful(received: DomainEvent) -> Any:
+        Order.objects.create(number="1")
+        return abill(received)
+
+    with pytest.raises(HandlerError, match="returned a coroutine, which nobody runs"):
+        DjangoInbox().run(handler(forgetful), event())
+    assert (Order.objects.count(), InboxEntry.objects.count()) == (0, 0)
+
+
+def test_an_async_handler_has_the_transaction_of_its_dependency_to_itself(on_postgresql: str) -> None:
+    def in_transaction() -> Iterator[None]:
+        with transaction.atomic(using=on_postgresql):
+            yield
+
+    async def main() -> None:
+        begun, other_ended = asyncio.Event(), asyncio.Event()
+
+        async def slow(received: DomainEvent) -> None:
+            await Order.objects.acreate(number="slow")
+            begun.set()
+            await other_ended.wait()
+
+        async def quick(received: DomainEvent) -> None:
+            await Order.objects.acreate(number="quick")
+            raise ValueError("it is looked after at once")
+
+        async def then_quick() -> None:
+            await begun.wait()
+            with pytest.raises(ValueError, match="at once"):
+                await inbox.arun(handler(quick, idempotent=False), event("e2"), threads)
+            other_ended.set()
+
+        slowly = handler(slow, idempotent=False, dependencies=(Depends(in_transaction),))
+        both = inbox.arun(slowly, event(), threads), then_quick()
+        await asyncio.wait_for(asyncio.gather(*both), 60)
+
+    inbox, threads = DjangoInbox(), DaemonThreads("test")
+    try:
+        asyncio.run(main())
+    finally:
+        threads.close()
+    assert sorted(each.number for each in Order.objects.all()) == ["quick", "slow"]
 
 
 # --- limits of time ---------------------------------------------------------------------
