@@ -124,10 +124,11 @@ class Attempt:
 
     def end(self) -> bool:
         """Say that the handler is back; tell whether that is too late."""
-        _watchdog.leave(self)
         with self._guard:
             self._interrupt = None
-            return self._is_over
+            is_late = self._is_over
+        _watchdog.leave(self)
+        return is_late
 
 
 class _Watchdog:
@@ -178,11 +179,16 @@ class _Watchdog:
             return
         if attempt.is_over:
             attempt.give_up()
+            # Else its end, which is past, would wake this thread at once, over and over.
+            self._ends.pop(attempt, None)
             return
         attempt.expire()
         with self._changed:
             if attempt in self._ends:
-                self._ends[attempt] = now + STUCK_SECONDS
+                # Not from "now" on: a statement that is cancelled may have taken its time.
+                self._ends[attempt] = time.monotonic() + STUCK_SECONDS
+        if not attempt.is_under_way:
+            self._ends.pop(attempt, None)  # it left between those two lines: leave() has no lock
 
 
 _watchdog = _Watchdog()

@@ -17,9 +17,6 @@ logger = logging.getLogger("domain_event_broker.subscriber")
 
 Result = TypeVar("Result")
 
-#: Seconds that handlers which were cancelled have to clean up, when the loop is closed.
-CLEANUP_SECONDS = 2.0
-
 
 class LoopPool(Generic[Work, Answer]):
     """A thread with an event loop that serves several lanes, each with its own limit.
@@ -52,6 +49,7 @@ class LoopPool(Generic[Work, Answer]):
         self._answers: deque[Answer] = deque()
         self._guard = threading.Lock()
         self._closed = False
+        self._is_over = False
         self._threads = DaemonThreads("async-handler")
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._serve, name="handler-loop", daemon=True).start()
@@ -107,17 +105,33 @@ class LoopPool(Generic[Work, Answer]):
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
         try:
-            self._loop.run_forever()
+            self._run_until_over()
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         finally:
             self._loop.close()
 
+    def _run_until_over(self) -> None:
+        """Run the loop until it is shut, whatever a handler asks for.
+
+        A task that ends with ``SystemExit`` or ``KeyboardInterrupt`` stops its loop
+        (https://docs.python.org/3/library/asyncio-task.html#task-object): the other handlers would hang
+        for ever. Whoever awaits it gets the exception all the same.
+        """
+        while not self._is_over:
+            try:
+                self._loop.run_forever()
+            except (SystemExit, KeyboardInterrupt):
+                logger.exception("an async handler asked the program to end; it goes on")
+
     async def _shut(self) -> None:
+        # However long they need: in the middle of a transaction they would keep it open, waiting for
+        # a loop that is gone. This thread is a daemon and holds up nobody.
         tasks = {task for task in self._at_work if task is not None}
         for task in tasks:
             task.cancel()
         if tasks:
-            await asyncio.wait(tasks, timeout=CLEANUP_SECONDS)
+            await asyncio.wait(tasks)
+        self._is_over = True
         self._loop.stop()
 
     def _start_some(self) -> None:

@@ -421,6 +421,9 @@ class Subscriber:
             return
         self._consumer = Consumer(self._registry.all(), self._settings, threads=1)
         self._consumer.stats = self.stats
+        if self._stopped:  # by another thread, since the first line: it did not see the consumer yet
+            self._stopped = False
+            self._consumer.stop()
         transport, self._transport = self._transport, None
         try:
             self._consumer.run(timeout or None, transport)

@@ -101,10 +101,12 @@ class Workers:
 
     def settlements(self) -> list[Settlement]:
         """Return how deliveries of this session ended since the last call."""
+        # Looked at before the answers are taken: one that comes in between would be settled twice.
+        still = {work for work in self._abandoned if self._is_at_work(work)}
         answers = [answer for pool in self._pools for answer in pool.answers()]
         if self._abandoned:
             answers = [answer for answer in answers if answer[0] not in self._abandoned]
-            self._abandoned = {work for work in self._abandoned if self._is_at_work(work)}
+            self._abandoned = still
         return [settlement for work, settlement in answers if work.session == self._session]
 
     def drop_waiting(self) -> list[Delivery]:
@@ -124,16 +126,15 @@ class Workers:
         """
         if not self._attempts:
             return []
-        stuck = [work for work, attempt in list(self._attempts.items()) if attempt.is_stuck]
-        stuck = [work for work in stuck if work not in self._abandoned]
+        # Copied: those that come back take themselves out meanwhile, in their own threads.
+        attempts = list(self._attempts.items())
+        stuck = {work: each for work, each in attempts if each.is_stuck and work not in self._abandoned}
         self._abandoned.update(stuck)
-        ended = [(work, self._executions[work.delivery.queue]) for work in stuck]
-        settlements = [
-            execution.gave_up(work.delivery, self._attempts[work].error()) for work, execution in ended
+        ended = [
+            (work, self._executions[work.delivery.queue].gave_up(work.delivery, attempt.error()))
+            for work, attempt in stuck.items()
         ]
-        return [
-            each for each, (work, _) in zip(settlements, ended, strict=True) if work.session == self._session
-        ]
+        return [settlement for work, settlement in ended if work.session == self._session]
 
     def close(self) -> None:
         """Let the threads end after what they are at, and cancel what runs on the loop."""
@@ -154,7 +155,7 @@ class Workers:
                 wait = patience.failed(error)
                 if wait is None:
                     return work, execution.crashed(work.delivery, _LOST)
-                if self._stopping.wait(wait) or work.session != self._session:
+                if self._stopping.wait(wait) or self._is_to_leave(work):
                     return work, _requeued(work)
             except BaseException as error:
                 return work, _unknown(work, error)
@@ -181,7 +182,7 @@ class Workers:
                 return work, execution.crashed(work.delivery, _LOST)
             end = monotonic() + wait
             while monotonic() < end:
-                if self._stopping.is_set() or work.session != self._session:
+                if self._stopping.is_set() or self._is_to_leave(work):
                     return work, _requeued(work)
                 await sleep(SLICE_SECONDS)
 
@@ -196,6 +197,10 @@ class Workers:
         if token is not None:
             self._attempts.pop(work, None)
             deadlines.leave(token)
+
+    def _is_to_leave(self, work: Work) -> bool:
+        """Tell whether nobody waits for the answer: this has ended, or the connection was lost."""
+        return self._closed or work.session != self._session
 
     def _is_at_work(self, work: Work) -> bool:
         return any(each is work for each, _ in self.at_work())

@@ -96,6 +96,24 @@ def test_one_that_does_not_come_back_is_stuck_until_it_does(monkeypatch: pytest.
     assert isinstance(failures[0], HandlerTimeout)
 
 
+def test_the_watchdog_looks_once_at_one_that_is_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counted(Attempt):
+        given_up = 0
+
+        def give_up(self) -> None:
+            self.given_up += 1
+            super().give_up()
+
+    monkeypatch.setattr(deadlines, "STUCK_SECONDS", 0.1)
+    stuck = Counted(0.1)
+    stuck.begin(lambda: None)
+    wait_until(lambda: stuck.is_stuck, 30, "it is stuck")
+    with pytest.raises(HandlerTimeout):
+        Attempt(0.3).call(spin)
+    stuck.end()
+    assert stuck.given_up == 1
+
+
 def test_a_coroutine_is_cancelled_and_its_task_is_of_further_use() -> None:
     async def main() -> str:
         with pytest.raises(HandlerTimeout):
