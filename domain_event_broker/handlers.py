@@ -136,13 +136,19 @@ class Registry:
         """Add a handler.
 
         :raises HandlerError: another one has this name: they would share one queue and each
-            get a part of the events.
+            get a part of the events. The same one again, as when its module is imported anew, is none.
         """
         known = self._handlers.get(handler.name)
         if known is not None and not _same_function(known.call, handler.call):
             raise HandlerError(
                 f"two handlers are named {handler.name!r}: {describe(known.call)} and "
                 f"{describe(handler.call)}; give one of them another name="
+            )
+        if known is not None and known.binding_keys != handler.binding_keys:
+            raise HandlerError(
+                f"two handlers are named {handler.name!r}: {describe(handler.call)} is there for "
+                f"{', '.join(known.binding_keys)}, and for {', '.join(handler.binding_keys)}; give one of "
+                "them another name=, or name all events in one @subscribe(...)"
             )
         self._handlers[handler.name] = handler
 
@@ -316,7 +322,8 @@ def _template_of(event: Any) -> str:
 def _asked_for(subscriber: Any) -> tuple[Any, ...]:
     """Return the events that a subscriber says it wants."""
     ask = getattr(subscriber, "subscribed_to", None)
-    return tuple(ask()) if callable(ask) else ()
+    asked = ask() if callable(ask) else ()
+    return (asked,) if isinstance(asked, str) else tuple(asked)
 
 
 def _refuse_both(given: Mapping[str, Any], one: str, other: str) -> None:

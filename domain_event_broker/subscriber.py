@@ -322,7 +322,8 @@ class Subscriber:
     """Registers handlers, and calls them with the events that arrive.
 
     Only one thread handles events: even if several handlers are registered, one event is
-    handled at a time. ``manage.py run_subscriber`` runs handlers beside each other.
+    handled at a time. ``async`` handlers take turns on a loop beside it, one event at a time, too.
+    ``manage.py run_subscriber`` runs handlers beside each other.
 
     :param connection_settings: URL of the broker; by default the configured one. ``None``:
         no event arrives.
@@ -390,6 +391,7 @@ class Subscriber:
         :raises BrokerUnavailable: the broker could not be reached.
         """
         keys = (binding_keys,) if isinstance(binding_keys, str) else tuple(binding_keys)
+        given = {key: value for key, value in normalised(**options).items() if value is not None}
         declared = Handler(
             call=handler,
             name=name,
@@ -398,8 +400,7 @@ class Subscriber:
             durable=durable,
             exclusive=exclusive,
             auto_delete=auto_delete,
-            max_retries=max_retries,
-            **{"adopt": True, **normalised(**options)},
+            **{"max_retries": max_retries, "adopt": True, **given},
         )
         self._registry.add(declared)
         if self._settings is not None:

@@ -53,7 +53,7 @@ class Argument:
 def arguments_of(function: Callable[..., Any]) -> list[Argument] | None:
     """Return the parameters of a function; ``None``: it does not tell.
 
-    ``*args`` and ``**kwargs`` are left out.
+    ``*args`` and ``**kwargs`` are left out, and what a ``functools.partial`` gives by name.
 
     :raises HandlerError: it cannot be called at all.
     """
@@ -65,7 +65,10 @@ def arguments_of(function: Callable[..., Any]) -> list[Argument] | None:
         raise HandlerError(f"{function!r} cannot be called: {error}") from error
     hints = _hints_of(function)
     skipped = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return [_argument(each, hints) for each in parameters if each.kind not in skipped]
+    given = function.keywords if isinstance(function, functools.partial) else {}
+    return [
+        _argument(each, hints) for each in parameters if each.kind not in skipped and each.name not in given
+    ]
 
 
 def takes_any_argument(function: Callable[..., Any]) -> bool:

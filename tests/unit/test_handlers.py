@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from domain_event_broker import Backoff, DomainEvent, subscribe
+from domain_event_broker import Backoff, DomainEvent, Subscriber, subscribe
 from domain_event_broker.errors import HandlerError
 from domain_event_broker.handlers import Handler, Registry
 
@@ -42,6 +42,46 @@ def test_two_handlers_of_one_name_are_refused_naming_both(handlers: Registry) ->
     subscribe("a", name="same", to=handlers)(one)
     with pytest.raises(HandlerError, match=r"two handlers are named 'same': .*one and .*other"):
         subscribe("b", name="same", to=handlers)(other)
+
+
+def test_one_function_under_two_subscribes_of_one_name_is_refused(handlers: Registry) -> None:
+    def charge(event: DomainEvent) -> None: ...
+
+    subscribe("order.placed", to=handlers)(charge)
+    with pytest.raises(HandlerError, match=r"for order\.placed, and for order\.paid; .*in one @subscribe"):
+        subscribe("order.paid", to=handlers)(charge)
+    assert handlers.all()[0].binding_keys == ("order.placed",)
+
+
+def test_a_module_that_is_imported_anew_declares_its_handlers_anew(handlers: Registry) -> None:
+    def declare() -> Any:
+        def charge(event: DomainEvent) -> None: ...
+
+        return subscribe("order.placed", to=handlers)(charge)
+
+    declare()
+    newer = declare()
+    assert [each.call for each in handlers.all()] == [newer]
+
+
+def test_a_subscriber_may_ask_for_one_event_as_text(handlers: Registry) -> None:
+    @subscribe(name="billing", to=handlers)
+    class Billing:
+        def subscribed_to(self) -> str:
+            return "order.placed"
+
+        def handle(self, event: DomainEvent) -> None: ...
+
+    assert handlers.all()[0].binding_keys == ("order.placed",)
+
+
+def test_the_older_subscriber_takes_all_words_for_retries() -> None:
+    printer = Subscriber(None)
+    printer.register(lambda event: None, "one", ["a"], retries=3)
+    printer.register(lambda event: None, "other", ["a"], max_retries=2)
+    printer.register(lambda event: None, "none", ["a"])
+    retries = {each.name: each.max_retries for each in printer._registry.all()}
+    assert retries == {"one": 3, "other": 2, "none": 0}
 
 
 def test_unknown_names_list_the_known(handlers: Registry) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -676,3 +677,18 @@ def test_a_group_with_options_that_make_no_sense_is_refused(options: dict[str, A
 def test_a_class_without_a_routing_key_is_no_event(handlers: Registry) -> None:
     with pytest.raises(HandlerError, match="is no class of events"):
         subscribe(Customer, "x", name="a", to=handlers)(lambda event: None)
+
+
+def test_what_a_partial_gives_by_name_stays_as_it_is() -> None:
+    seen: list[tuple[str, int]] = []
+
+    @dataclasses.dataclass
+    class Configuration:
+        number: int
+
+    def work(event: DomainEvent, configuration: Configuration) -> None:
+        seen.append((event.routing_key, configuration.number))
+
+    call = Handler(functools.partial(work, configuration=Configuration(7)), "work", ("#",)).call
+    call(DomainEvent("a.b", {"number": 1}))
+    assert seen == [("a.b", 7)]
