@@ -11,13 +11,14 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from inspect import ismethod
 from typing import Any
 
+from domain_event_broker import correlation
 from domain_event_broker.codecs import bodies_of
 from domain_event_broker.config import BrokerSettings, SubscriberSettings
-from domain_event_broker.errors import BrokerUnavailable
+from domain_event_broker.errors import BrokerUnavailable, HandlerError, HandlerStuck
 from domain_event_broker.events import DomainEvent, TypedEvent
 from domain_event_broker.execution import DirectInbox
 from domain_event_broker.handlers import Handler, default_name, normalised
@@ -32,6 +33,8 @@ from domain_event_broker.transports.memory import MemoryTransport
 ALL = "#"
 #: Seconds between two looks whether everything is handled.
 LOOK_SECONDS = 0.005
+#: Seconds that a shutdown whose time is up gives the threads of idle handlers to end.
+LEAVE_SECONDS = 1.0
 
 _numbers = itertools.count(1)
 
@@ -60,18 +63,22 @@ class MemoryBus:
     def __init__(
         self, name: str = "", inbox: Inbox | None = None, settings: SubscriberSettings | None = None
     ) -> None:
+        #: A broker that others can name may be in use by them: it stays when this bus ends.
+        self._is_private = not name
         self._name = name or f"bus-{os.getpid()}-{next(_numbers)}"
         self._settings = BrokerSettings(
             url=(f"memory://{self._name}",), subscriber=settings or SubscriberSettings()
         )
         self._inbox = inbox or DirectInbox()
         self._bodies = bodies_of(self._settings)
+        self._broker = memory.broker(self._name)
         self._transport = MemoryTransport(self._settings)
         self._lock = threading.RLock()
         self._members: list[_Member] = []
         #: Figures of this object, and of handlers that are gone.
         self._own = Stats()
         self._serving: list[_Member] = []
+        self._is_ending = False
         self._is_closed = False
         self._own.connected()
 
@@ -83,15 +90,18 @@ class MemoryBus:
         :param events: a binding key such as ``"order.*"``, or a class of typed events.
         :param handler: a function, async or not, or an object with a method ``handle``.
         :param options: of :func:`~domain_event_broker.subscribe`, such as ``max_retries=5``.
-        :raises HandlerError: it cannot be served so.
+        :raises HandlerError: it cannot be served so, or another one has its name.
         :raises BrokerUnavailable: the bus was shut down.
         """
         call = getattr(handler, "handle", handler)
         given = {key: value for key, value in normalised(**options).items() if value is not None}
         given.setdefault("name", f"{default_name(call)[:200]}-{next(_numbers)}")
+        if call is not handler:
+            given.setdefault("can_handle", getattr(handler, "can_handle", None))
         declared = Handler(call=call, binding_keys=(events,), **given)
         with self._lock:
             self._check_open()
+            self._check_free(declared.name)
             self._start(events, handler, declared)
 
     def unsubscribe(self, events: Any, handler: Any) -> bool:
@@ -100,15 +110,22 @@ class MemoryBus:
         :return: whether it had them.
         """
         with self._lock:
-            found = [each for each in self._members if each.events == events and each.call is handler]
+            found = [each for each in self._members if each.events == events and _is_same(each.call, handler)]
             for member in found[:1]:
                 self._end(member)
         return bool(found)
 
     def subscribe_all(self, subscriber: Any, **options: Any) -> None:
-        """Let an object have what its method ``subscribed_to()`` lists, in its method ``handle()``."""
-        for events in subscriber.subscribed_to():
-            self.subscribe(events, subscriber, **options)
+        """Let an object have what its method ``subscribed_to()`` lists, in its method ``handle()``.
+
+        :param options: as of :meth:`subscribe`; a ``name`` gets a number for each of several keys.
+        """
+        wanted = subscriber.subscribed_to()
+        keys = [wanted] if isinstance(wanted, str) else list(wanted)
+        name = options.pop("name", None)
+        for number, events in enumerate(keys, 1):
+            own = f"{name}-{number}" if name and len(keys) > 1 else name
+            self.subscribe(events, subscriber, name=own, **options)
 
     def subscribe_to_all_events(self, handler: Any, **options: Any) -> None:
         """Let ``handler`` have every event."""
@@ -154,34 +171,37 @@ class MemoryBus:
         """Wait until everything is handled, retries included.
 
         :param timeout: in seconds; ``None``: for ever.
-        :return: ``False``: the time was up.
+        :return: ``False``: the time was up, or events are left of a handler that is served no more.
         """
         end = None if timeout is None else time.monotonic() + timeout
         while self._is_busy():
             if end is not None and time.monotonic() >= end:
                 return False
             time.sleep(LOOK_SECONDS)
-        return True
+        return not self._is_something_left()
 
     def shutdown(self, timeout: float = 30.0) -> bool:
         """Take nothing more, handle what is there, and end. Not to be called by a handler.
 
-        A second call does nothing.
+        What handlers publish meanwhile is handled, too. A second call does nothing.
 
         :param timeout: seconds after which what is not handled is given up.
         :return: whether everything was handled.
         """
         with self._lock:
-            if self._is_closed:
+            if self._is_ending:
                 return True
-            self._is_closed = True
-        done = self.wait(timeout)
+            self._is_ending = True
+        end = time.monotonic() + timeout
+        done = self._close_when_done(end)
         serving = list(self._serving)
         self.clear_subscribers()
+        end = max(end, time.monotonic() + LEAVE_SECONDS)
         for member in serving:
-            member.thread.join()
+            member.thread.join(max(0.0, end - time.monotonic()))
         self._transport.close()
-        memory.forget(self._name)
+        if self._is_private:
+            memory.forget(self._name)
         return done
 
     # --- looking ---------------------------------------------------------------------------
@@ -218,7 +238,7 @@ class MemoryBus:
         """
         with self._lock:
             for member in self._members:
-                if handler is member.call or handler == member.handler.name:
+                if _is_same(member.call, handler) or handler == member.handler.name:
                     return self._transport.dead_letters(member.handler.name)
         raise KeyError(f"{handler!r} is not subscribed")
 
@@ -240,7 +260,7 @@ class MemoryBus:
 
     def _start(self, events: Any, call: Any, handler: Handler) -> None:
         """Make the queue, so that no event published from here on is missed, and serve it."""
-        memory.broker(self._name).declare(self._settings.exchange, handler.name, handler.binding_keys)
+        self._broker.declare(self._settings.exchange, handler.name, handler.binding_keys)
         consumer = Consumer([handler], self._settings, self._inbox)
         thread = threading.Thread(
             target=self._serve, args=(handler.name, consumer), name=f"bus-{handler.name}", daemon=True
@@ -252,23 +272,77 @@ class MemoryBus:
 
     def _serve(self, name: str, consumer: Consumer) -> None:
         """Serve a handler until it is unsubscribed; then its queue goes, and its figures stay."""
-        consumer.run()
-        memory.broker(self._name).remove(name)
+        try:
+            consumer.run()
+        except HandlerStuck:
+            pass  # the consumer has told of it; the bus goes on with its other handlers
+        finally:
+            self._left(name, consumer)
+
+    def _left(self, name: str, consumer: Consumer) -> None:
         with self._lock:
             self._serving = [each for each in self._serving if each.consumer is not consumer]
             self._own.add(consumer.stats)
+            if any(each.consumer is consumer for each in self._members):
+                # It ended by itself: what is left stays to be looked at, and no more comes.
+                self._broker.unbind(name)
+            elif not self._is_taken(name):
+                self._broker.remove(name)
 
     def _end(self, member: _Member) -> None:
+        name = member.handler.name
         self._members.remove(member)
-        memory.broker(self._name).unbind(member.handler.name)
+        self._broker.unbind(name)
         member.consumer.stop()
+        if not self._is_taken(name) and member not in self._serving:
+            self._broker.remove(name)
 
     def _is_busy(self) -> bool:
+        """Whether a handler that is served has something to do, or is at something.
+
+        One moment for all queues: else an event that a handler publishes could enter one that was
+        looked at before, and the handler be done before its own is.
+        """
+        with self._lock, self._broker.changed:
+            ending = {each.handler.name for each in self._serving if each not in self._members}
+            return any(self._broker.stats(name).in_flight for name in ending) or any(
+                self._has_events(each) for each in self._serving if each in self._members
+            )
+
+    def _is_something_left(self) -> bool:
         with self._lock:
-            names = [each.handler.name for each in self._members]
-        depths: Iterable[Any] = self._transport.stats(names).values()
-        return any(each.ready or each.in_flight or each.delayed for each in depths)
+            return any(self._has_events(each) for each in self._members if each not in self._serving)
+
+    def _has_events(self, member: _Member) -> bool:
+        depths = self._broker.stats(member.handler.name)
+        return bool(depths.ready or depths.in_flight or depths.delayed)
+
+    def _close_when_done(self, end: float) -> bool:
+        """Take nothing more from anybody once everything is handled, or the time is up."""
+        while True:
+            done = self.wait(max(0.0, end - time.monotonic()))
+            with self._lock:
+                if not (done and self._is_busy()):
+                    self._is_closed = True
+                    return done
 
     def _check_open(self) -> None:
-        if self._is_closed:
+        """Refuse what comes after the end; until that, handlers may still say what follows."""
+        is_follow_up = correlation.causation_id() is not None
+        if self._is_closed or (self._is_ending and not is_follow_up):
             raise BrokerUnavailable("this bus was shut down")
+
+    def _check_free(self, name: str) -> None:
+        if self._is_taken(name):
+            raise HandlerError(
+                f"two handlers of this bus are named {name!r}: they would share one queue, and each get a "
+                "part of the events; give one of them another name="
+            )
+
+    def _is_taken(self, name: str) -> bool:
+        return any(each.handler.name == name for each in self._members)
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Tell whether two handlers are one; a method is made anew each time that it is asked for."""
+    return one is other or (ismethod(one) and bool(one == other))

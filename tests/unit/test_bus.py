@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from domain_event_broker import Backoff, DomainEvent, Retry
 from domain_event_broker.bus import MemoryBus
-from domain_event_broker.errors import BrokerUnavailable, HandlerError, InvalidEvent
+from domain_event_broker.errors import BrokerUnavailable, HandlerError, HandlerStuck, InvalidEvent
 from domain_event_broker.ports import Decision
+from domain_event_broker.subscriber import Consumer
 from domain_event_broker.typed import EventModel
+from tests.harness.waiting import wait_until
 
 #: Seconds in which everything is handled, on a busy machine.
 PATIENCE = 30.0
@@ -263,3 +267,112 @@ def test_what_cannot_be_served_or_sent_is_refused(bus: MemoryBus) -> None:
     with pytest.raises(InvalidEvent):
         bus.publish(DomainEvent("order.placed", {"when": object()}))
     assert bus.get_subscriber_count() == 0
+
+
+def test_a_shutdown_handles_what_handlers_publish_meanwhile() -> None:
+    bus, seen, go_on = MemoryBus(), [], threading.Event()
+
+    def first(event: DomainEvent) -> None:
+        go_on.wait(PATIENCE)
+        bus.publish(DomainEvent("invoice.due", {}))
+
+    bus.subscribe("order.*", first)
+    bus.subscribe("invoice.*", lambda event: seen.append(event.routing_key))
+    bus.publish(event(), event())
+    releaser = threading.Timer(0.05, go_on.set)
+    releaser.start()
+    assert bus.shutdown(PATIENCE) is True
+    releaser.join()
+    assert seen == ["invoice.due", "invoice.due"]
+    assert bus.get_stats()["handler_errors"] == 0
+
+
+def test_a_shutdown_does_not_wait_for_a_handler_once_its_time_is_up() -> None:
+    bus, go_on, began = MemoryBus(), threading.Event(), threading.Event()
+
+    def hang(event: DomainEvent) -> None:
+        began.set()
+        go_on.wait(60)
+
+    bus.subscribe("order.*", hang)
+    bus.publish(event())
+    assert began.wait(PATIENCE)
+    start = time.monotonic()
+    assert bus.shutdown(0.1) is False
+    assert time.monotonic() - start < 20
+    go_on.set()
+
+
+def test_a_method_can_be_unsubscribed_and_its_dead_letters_found(bus: MemoryBus) -> None:
+    recorder = Recorder()
+    bus.subscribe("order.*", recorder.handle)
+    assert bus.dead_letters(recorder.handle).count() == 0
+    assert bus.unsubscribe("order.*", Recorder().handle) is False
+    assert bus.unsubscribe("order.*", recorder.handle) is True
+
+
+def test_an_object_says_itself_what_it_can_handle(bus: MemoryBus) -> None:
+    class Choosy(Recorder):
+        def can_handle(self, event: DomainEvent) -> bool:
+            return event.routing_key == "order.paid"
+
+    choosy = Choosy()
+    bus.subscribe("order.*", choosy)
+    bus.publish(event("order.placed"), event("order.paid"))
+    assert bus.wait(PATIENCE)
+    assert choosy.seen == ["order.paid"]
+
+
+def test_two_handlers_of_one_name_are_refused(bus: MemoryBus) -> None:
+    recorder = Recorder()
+    bus.subscribe("order.*", recorder, name="mine")
+    with pytest.raises(HandlerError, match="'mine'"):
+        bus.subscribe("user.*", Recorder(), name="mine")
+    bus.unsubscribe("order.*", recorder)
+    bus.subscribe("order.*", recorder, name="mine")
+    bus.publish(event())
+    assert bus.wait(PATIENCE)
+    assert recorder.seen == ["order.placed"]
+
+
+def test_a_name_for_several_keys_is_numbered(bus: MemoryBus) -> None:
+    bus.subscribe_all(Recorder(), name="mine")
+    assert set(bus.get_queue_info()) == {"mine-1", "mine-2"}
+
+
+def test_one_key_may_be_asked_for_without_a_list(bus: MemoryBus) -> None:
+    class Modest(Recorder):
+        def subscribed_to(self) -> Any:
+            return "order.placed"
+
+    bus.subscribe_all(Modest(), name="modest")
+    assert bus.get_subscriber_count("order.placed") == bus.get_subscriber_count() == 1
+    assert set(bus.get_queue_info()) == {"modest"}
+
+
+def test_a_bus_that_ends_leaves_another_of_its_name_alone() -> None:
+    recorder = Recorder()
+    with MemoryBus("shared-by-two") as staying:
+        MemoryBus("shared-by-two").shutdown()
+        staying.subscribe("order.*", recorder)
+        assert staying.publish(event()) == 1
+        assert staying.wait(PATIENCE)
+    assert recorder.seen == ["order.placed"]
+
+
+def test_a_handler_that_is_served_no_more_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def give_up(self: Consumer) -> None:
+        raise HandlerStuck("it waits outside of Python")
+
+    with MemoryBus() as bus:
+        with monkeypatch.context() as patched:
+            patched.setattr(Consumer, "run", give_up)
+            bus.subscribe("order.*", print, name="stuck")
+            wait_until(lambda: not bus.health_check()["healthy"], PATIENCE)
+        recorder = Recorder()
+        bus.subscribe("order.*", recorder)
+        bus.publish(event())
+        assert bus.wait(PATIENCE)
+        assert recorder.seen == ["order.placed"]
+        assert bus.health_check()["handlers_not_served"] == ["stuck"]
+        assert bus.unsubscribe("order.*", print)
