@@ -106,10 +106,14 @@ class TaskSender:
     broker that is away. May be used by many threads at once.
 
     :param connect_seconds: longest wait for a connection, in seconds.
+    :param confirm_seconds: longest wait for the broker's word that it has a task, in seconds.
     """
 
-    def __init__(self, connect_seconds: float = CONNECT_SECONDS) -> None:
+    def __init__(
+        self, connect_seconds: float = CONNECT_SECONDS, confirm_seconds: float = CONFIRM_SECONDS
+    ) -> None:
         self._connect_seconds = connect_seconds
+        self._confirm_seconds = confirm_seconds
         self._lock = threading.Lock()
         self._idle: list[tuple[Any, Any]] = []
         self._pid = 0
@@ -123,12 +127,17 @@ class TaskSender:
         if task.app.conf.task_always_eager:
             task.apply_async(args, **options)
             return
-        try:
-            self._publish(task, args, options, fresh=False)
-        except TaskQueueUnavailable:
-            # A kept connection may have died while it was idle: once more, on a new one. The task
-            # may be there already, and then twice, under one id.
-            self._publish(task, args, options, fresh=True)
+        kept = self._take(task.app)
+        if kept is not None:
+            try:
+                self._publish(task, args, options, kept)
+                return
+            except TaskQueueUnavailable as error:
+                if _is_timeout(error):
+                    raise  # it has been waited for, and would be for as long again
+        # A kept connection may have died while it was idle: once more, on a new one. The task
+        # may be there already, and then twice, under one id.
+        self._publish(task, args, options)
 
     def close(self) -> None:
         """Close the connections that are idle."""
@@ -137,21 +146,20 @@ class TaskSender:
         for _, producer in idle:
             _close(producer)
 
-    def _publish(self, task: Any, args: tuple[Any, ...], options: dict[str, Any], fresh: bool) -> None:
-        with self._producer(task.app, fresh) as producer:
+    def _publish(self, task: Any, args: tuple[Any, ...], options: dict[str, Any], kept: Any = None) -> None:
+        with self._producer(task.app, kept) as producer:
             confirmed = producer.connection.transport.driver_type == "amqp"
             # An unroutable task would be confirmed, too: there is a queue, or it comes back.
-            assured = {"mandatory": True, "confirm_timeout": CONFIRM_SECONDS} if confirmed else {}
+            assured = {"mandatory": True, "confirm_timeout": self._confirm_seconds} if confirmed else {}
             task.apply_async(
                 args, producer=producer, retry=False, serializer="json", **{**assured, **options}
             )
 
     @contextmanager
-    def _producer(self, app: Any, fresh: bool) -> Iterator[Any]:
-        """Lend a producer; one over which something failed is closed."""
+    def _producer(self, app: Any, producer: Any) -> Iterator[Any]:
+        """Lend the producer that was kept, or a new one; one over which something failed is closed."""
         connection = _connection_of(app, self._connect_seconds)
         failures = (*connection.connection_errors, *connection.channel_errors, TimeoutError)
-        producer = None if fresh else self._take(app)
         try:
             if producer is None:
                 connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
@@ -203,6 +211,13 @@ def _connection_of(app: Any, connect_seconds: float) -> Any:
         # https://docs.celeryq.dev/en/stable/userguide/configuration.html#broker-transport-options
         connection.transport_options["confirm_publish"] = True
     return connection
+
+
+def _is_timeout(error: BaseException | None) -> bool:
+    """Tell whether an error has come of waiting in vain, in whatever libraries wrapped it."""
+    while error is not None and not isinstance(error, TimeoutError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _close(producer: Any) -> None:

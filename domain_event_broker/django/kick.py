@@ -15,7 +15,8 @@ from domain_event_broker.handoff import TaskSender
 
 logger = logging.getLogger("domain_event_broker.outbox")
 
-#: Longest wait for a connection to Celery's broker, in seconds: a request waits for it.
+#: Longest wait for a connection to Celery's broker, and for its word that it has the task, in
+#: seconds: a request waits for it.
 CONNECT_SECONDS = 1.0
 #: Seconds for which nothing is tried after a failure.
 PAUSE_SECONDS = 30.0
@@ -30,7 +31,7 @@ class Kicker:
     """
 
     def __init__(self, pause_seconds: float = PAUSE_SECONDS) -> None:
-        self._sender = TaskSender(CONNECT_SECONDS)
+        self._sender = TaskSender(CONNECT_SECONDS, confirm_seconds=CONNECT_SECONDS)
         self._pause_seconds = pause_seconds
         self._lock = threading.Lock()
         self._not_before = 0.0
@@ -38,7 +39,7 @@ class Kicker:
 
     def kick(self, alias: str) -> None:
         """Let a worker relay what waits in the database ``alias``. Never raises."""
-        if time.monotonic() < self._not_before:
+        if not self._may_try():
             return
         try:
             self._start(alias)
@@ -46,8 +47,21 @@ class Kicker:
             self._failed(error)
         else:
             if self._is_away:
-                self._is_away = False
+                self._is_away, self._not_before = False, 0.0
                 logger.info("Celery's broker is back: commits start the relay task again")
+
+    def _may_try(self) -> bool:
+        """Whether it is not left alone; after a failure one request tries, and no other waits with it.
+
+        While it works all of them try: what another has just started may have looked too early.
+        """
+        with self._lock:
+            now = time.monotonic()
+            if now < self._not_before:
+                return False
+            if self._is_away:
+                self._not_before = now + self._pause_seconds
+            return True
 
     def _start(self, alias: str) -> None:
         # Celery is optional, and imported by those who switched this on.

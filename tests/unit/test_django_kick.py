@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import sys
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -121,3 +124,57 @@ def test_celery_that_is_missing_is_found_by_the_checks(
         import celery  # noqa: F401
     messages = run_checks(tags=["domain_event_broker"])
     assert [message.id for message in messages] == ["domain_event_broker.E006"]
+
+
+@pytest.fixture
+def silent() -> Iterator[list[socket.socket]]:
+    """Connections to Celery's broker, which takes them and says nothing."""
+    taken: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+        def accept() -> None:
+            while True:
+                connection, _ = server.accept()
+                taken.append(connection)
+                if ended.is_set():
+                    return
+
+        ended = threading.Event()
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        app.conf.update(broker_url=f"amqp://guest:guest@127.0.0.1:{port}//", task_always_eager=False)
+        yield taken
+        ended.set()
+        socket.create_connection(("127.0.0.1", port)).close()
+        thread.join(30)
+        for connection in taken:
+            connection.close()
+
+
+def test_a_broker_of_celery_that_says_nothing_is_not_asked_a_second_time(
+    silent: list[socket.socket],
+) -> None:
+    Kicker().kick("default")
+    # Kombu tries twice to connect, and it is not told to begin again.
+    assert 1 <= len(silent) <= 2
+
+
+def test_after_a_failure_one_request_tries_and_no_other_waits_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tries: list[str] = []
+    kicker = Kicker(pause_seconds=0)
+
+    def start(self: Kicker, alias: str) -> None:
+        tries.append(alias)
+        if alias == "first":
+            raise TaskQueueUnavailable("away")
+        kicker.kick("another request, meanwhile")
+
+    monkeypatch.setattr(Kicker, "_start", start)
+    kicker.kick("first")
+    kicker._pause_seconds = 3600
+    kicker.kick("second")
+    assert tries == ["first", "second"]
+    assert kicker._may_try()
