@@ -49,6 +49,7 @@ class Command(BrokerCommand):
         if options["once"]:
             return self._summary(relay.run_once(), outbox)
         self.stdout.write(f"Relaying to {settings.masked_url}. Ctrl-C stops.")
+        self.stdout.flush()  # a log file would have it when the process ends
         relay.run()
         return self._summary(relay.report)
 

@@ -100,6 +100,7 @@ class Command(BrokerCommand):
             _stop_as_orphan(consumer, parent)
         names = ", ".join(handler.name for handler in handlers)
         self.stdout.write(f"Handling events from {settings.masked_url} with {names}. Ctrl-C stops.")
+        self.stdout.flush()  # a log file would have it when the process ends
         consumer.run()
 
     def _list(self, handlers: Sequence[Handler]) -> None:
