@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from inspect import ismethod
 from typing import Any
 
 from domain_event_broker import config
@@ -286,6 +287,8 @@ def _is_meant(handler: Handler, by: Any) -> bool:
     call = handler.call.function if isinstance(handler.call, Injected) else handler.call
     owner = getattr(call, "__self__", None)
     meant = (call, owner, type(owner), getattr(call, "task", None))
+    if ismethod(by) and by == call:
+        return True  # each look at a method makes a new object
     return by == handler.name or (by is not None and any(by is each for each in meant))
 
 

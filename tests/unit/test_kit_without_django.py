@@ -337,3 +337,19 @@ def test_a_handler_is_named_or_given_as_it_was_declared(monkeypatch: pytest.Monk
     report = run_handlers(PLACED)
     report.assert_handled(Class)
     assert not report.of(function), "its binding key has two words, and the event three"
+
+
+def test_a_method_of_an_object_is_found_among_the_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ledger:
+        def __init__(self) -> None:
+            self.seen: list[str] = []
+
+        def book(self, event: DomainEvent) -> None:
+            self.seen.append(event.routing_key)
+
+    ledger, other, known = Ledger(), Ledger(), Registry()
+    for name, each in (("ledger-book", ledger), ("other-book", other)):
+        subscribe("ledger.*", name=name, to=known)(each.book)
+    monkeypatch.setattr("domain_event_broker.testing.running.known_handlers", lambda: known)
+    run_handlers(make_event("ledger.booked"), handlers=[ledger.book])
+    assert (ledger.seen, other.seen) == (["ledger.booked"], [])
