@@ -232,10 +232,9 @@ class Reader:
         return {
             **kept,
             "PATH": f"{self._tools}:{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": f"{ROOT}:{self._tools}",
             # Where the package is installed pytest finds it by itself; a checkout need not be.
             "PYTEST_PLUGINS": "domain_event_broker.pytest_plugin",
-            "PYTHONUNBUFFERED": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
             "NO_COLOR": "1",
         }
@@ -246,6 +245,10 @@ class Reader:
             tool = self._tools / name
             tool.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n', encoding="utf-8")
             tool.chmod(0o755)
+        # Output appears line by line, as in a terminal. Without any buffer the words that handlers print side
+        # by side would come mixed.
+        each = [f"sys.{name}.reconfigure(line_buffering=True)" for name in ("stdout", "stderr")]
+        (self._tools / "sitecustomize.py").write_text("\n".join(["import sys", *each]), encoding="utf-8")
 
 
 def find_lines(expected: list[str], printed: str, start: int = 0) -> int | None:
