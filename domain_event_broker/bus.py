@@ -286,15 +286,22 @@ class MemoryBus:
             if any(each.consumer is consumer for each in self._members):
                 # It ended by itself: what is left stays to be looked at, and no more comes.
                 self._broker.unbind(name)
-            elif not self._is_taken(name):
-                self._broker.remove(name)
+            else:
+                self._remove_if_unused(name)
 
     def _end(self, member: _Member) -> None:
         name = member.handler.name
         self._members.remove(member)
         self._broker.unbind(name)
         member.consumer.stop()
-        if not self._is_taken(name) and member not in self._serving:
+        self._remove_if_unused(name)
+
+    def _remove_if_unused(self, name: str) -> None:
+        """Delete a queue that nobody is subscribed with, and that no consumer is still ending on.
+
+        A name may be subscribed anew before its last consumer has ended: then there are two.
+        """
+        if not self._is_taken(name) and not any(each.handler.name == name for each in self._serving):
             self._broker.remove(name)
 
     def _is_busy(self) -> bool:

@@ -51,6 +51,20 @@ class Recorder:
         return [Placed, "order.cancelled"]
 
 
+class Slow(Recorder):
+    """A handler that is at work until it may go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at_work, self.may_go = threading.Event(), threading.Event()
+
+    def handle(self, event: DomainEvent) -> None:
+        """Say that it has begun, and wait."""
+        self.at_work.set()
+        assert self.may_go.wait(PATIENCE)
+        super().handle(event)
+
+
 def event(key: str = "order.placed") -> DomainEvent:
     """Return an event."""
     return DomainEvent(key, {"number": 1})
@@ -333,6 +347,22 @@ def test_two_handlers_of_one_name_are_refused(bus: MemoryBus) -> None:
     bus.publish(event())
     assert bus.wait(PATIENCE)
     assert recorder.seen == ["order.placed"]
+
+
+def test_a_name_taken_anew_while_its_last_handler_is_at_work_keeps_its_queue(bus: MemoryBus) -> None:
+    first, second = Slow(), Slow()
+    for handler in (first, second):
+        bus.subscribe("order.*", handler, name="mine")
+        bus.publish(event())
+        assert handler.at_work.wait(PATIENCE)
+        bus.unsubscribe("order.*", handler)
+    threads = [each for each in threading.enumerate() if each.name == "bus-mine"]
+    assert len(threads) == 2
+    first.may_go.set()
+    wait_until(lambda: sum(each.is_alive() for each in threads) < 2, PATIENCE, "the first consumer ended")
+    second.may_go.set()
+    wait_until(lambda: not any(each.is_alive() for each in threads), PATIENCE, "the second consumer ended")
+    assert first.seen == second.seen == ["order.placed"]
 
 
 def test_a_name_for_several_keys_is_numbered(bus: MemoryBus) -> None:
