@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from domain_event_broker import correlation
 from domain_event_broker.codecs import PLAIN_BODIES, Bodies
@@ -76,7 +76,7 @@ class Execution:
         started = time.monotonic()
         event = self._read(delivery)
         if isinstance(event, Failure):
-            return self._logged(self._dead(delivery, event), started)
+            return self._failed_after(started, self._dead(delivery, event))
         token = correlation.enter(event.correlation_id, event.uuid_string)
         try:
             if self._is_filtered(event):
@@ -87,10 +87,12 @@ class Execution:
             raise
         except BaseException as error:
             # Also SystemExit and KeyboardInterrupt: in a thread they would end it unseen.
-            return self._logged(self.failed(delivery, error), started)
+            return self._failed_after(started, self.failed(delivery, error))
         finally:
             correlation.leave(token)
-        return self._logged(Settlement(delivery, Action.ACK, outcome=outcome), started)
+        return self._logged(
+            Settlement(delivery, Action.ACK, outcome=outcome, seconds=time.monotonic() - started)
+        )
 
     async def arun(self, delivery: Delivery, threads: Executor, is_ending: Callable[[], bool]) -> Settlement:
         """As :meth:`run`, for an async handler, on the loop that it shall run on.
@@ -101,7 +103,7 @@ class Execution:
         started = time.monotonic()
         event = self._read(delivery)
         if isinstance(event, Failure):
-            return self._logged(self._dead(delivery, event), started)
+            return self._failed_after(started, self._dead(delivery, event))
         token = correlation.enter(event.correlation_id, event.uuid_string)
         try:
             if self._is_filtered(event):
@@ -114,10 +116,12 @@ class Execution:
         except BaseException as error:
             if is_ending() and _is_cancelled(error):
                 return Settlement(delivery, Action.REQUEUE, outcome="requeued")
-            return self._logged(self.failed(delivery, error), started)
+            return self._failed_after(started, self.failed(delivery, error))
         finally:
             correlation.leave(token)
-        return self._logged(Settlement(delivery, Action.ACK, outcome=outcome), started)
+        return self._logged(
+            Settlement(delivery, Action.ACK, outcome=outcome, seconds=time.monotonic() - started)
+        )
 
     def failed(self, delivery: Delivery, error: BaseException) -> Settlement:
         """Return how a delivery ends whose handler raised ``error``."""
@@ -138,12 +142,12 @@ class Execution:
 
     def gave_up(self, delivery: Delivery, error: BaseException) -> Settlement:
         """Return how a delivery ends, and say so, whose handler is not waited for any more."""
-        return self._logged(self.failed(delivery, error), time.monotonic())
+        return self._logged(replace(self.failed(delivery, error), seconds=self.handler.timeout or 0.0))
 
     def crashed(self, delivery: Delivery, what: str) -> Settlement:
         """Return how a delivery ends, and say so, that took down what it ran on, time and again."""
         failure = Failure("crashed", message=what, attempts=delivery.retries + 1)
-        return self._logged(self._dead(delivery, failure), time.monotonic())
+        return self._logged(self._dead(delivery, failure))
 
     def _dead(self, delivery: Delivery, failure: Failure) -> Settlement:
         outcome = "dead-lettered" if self.handler.dead_letter else "dropped"
@@ -158,7 +162,10 @@ class Execution:
             reason = "not-opened" if isinstance(error, BodyNotOpened) else error.reason
             return Failure.of(error, reason, delivery.retries + 1)
 
-    def _logged(self, settlement: Settlement, started: float) -> Settlement:
+    def _failed_after(self, started: float, settlement: Settlement) -> Settlement:
+        return self._logged(replace(settlement, seconds=time.monotonic() - started))
+
+    def _logged(self, settlement: Settlement) -> Settlement:
         """Tell in the log how a delivery ended."""
         level = _LEVELS[settlement.outcome]
         if logger.isEnabledFor(level):
@@ -170,7 +177,7 @@ class Execution:
                 "routing_key": delivery.routing_key,
                 "attempt": delivery.retries + 1,
                 "outcome": settlement.outcome,
-                "duration": time.monotonic() - started,
+                "duration": settlement.seconds,
             }
             text = "%s %s %s in %s (attempt %d)%s"
             detail = f": {failure.reason}: {failure.error_type} {failure.message}" if failure else ""

@@ -123,7 +123,9 @@ class Settlement:
     :param delay: seconds until it comes back, for ``RETRY``.
     :param failure: why, for ``DEAD`` and ``RETRY``.
     :param outcome: what happened, in one word, for logs and figures: ``"handled"``,
-        ``"duplicate"``, ``"filtered"``, ``"retried"``, ``"dead-lettered"``, ``"dropped"``.
+        ``"duplicate"``, ``"filtered"``, ``"retried"``, ``"dead-lettered"``, ``"dropped"``,
+        ``"requeued"``.
+    :param seconds: time that it took to handle the event; 0 if that was not tried.
     """
 
     delivery: Delivery
@@ -131,6 +133,7 @@ class Settlement:
     delay: float = 0.0
     failure: Failure | None = None
     outcome: str = ""
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

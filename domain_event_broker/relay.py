@@ -21,6 +21,7 @@ from domain_event_broker.errors import (
     OutboxNotMigrated,
     OutboxUnavailable,
 )
+from domain_event_broker.observer import NOBODY, Observer
 from domain_event_broker.patience import Outage, StopFlag
 from domain_event_broker.ports import (
     Held,
@@ -81,6 +82,7 @@ class Relay:
     :param connect: opens the transport, anew after each loss.
     :param clock: reading of a monotonic clock, in seconds.
     :param on_batch: called after each batch with the report so far.
+    :param observer: told how the work goes.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Relay:
         connect: Callable[[BrokerSettings], Transport] = open_transport,
         clock: Callable[[], float] = time.monotonic,
         on_batch: Callable[[RelayReport], None] = lambda report: None,
+        observer: Observer = NOBODY,
     ) -> None:
         self.report = RelayReport()
         self._outbox = outbox
@@ -98,6 +101,7 @@ class Relay:
         self._connect = connect
         self._clock = clock
         self._on_batch = on_batch
+        self._observer = observer
         self._transport: Transport | None = None
         self._lease: Lease | None = None
         self._renew_at = 0.0
@@ -123,6 +127,7 @@ class Relay:
                     busy = self._turn()
                     if self._outage.over():
                         logger.info("relaying again")
+                        self._observer.back()
                     if not busy:
                         self._idle()
                 except (BrokerUnavailable, OutboxUnavailable) as error:
@@ -166,21 +171,28 @@ class Relay:
 
     def _turn(self) -> int:
         """Move one batch; return how many events the broker answered for."""
+        self._observer.alive()
         lease = self._current_lease()
         self._settle_owed(lease)
+        started = time.monotonic()
         rows = self._outbox.fetch(lease, self._options.batch_size) if lease.epochs else []
         if not rows:
             return 0
         before = self.report.total
         self._send(lease, rows)
         self._on_batch(self.report)
-        return self.report.total - before
+        report = self.report
+        self._observer.relayed(
+            time.monotonic() - started, report.sent, report.unroutable, report.refused, report.parked
+        )
+        return report.total - before
 
     def _current_lease(self) -> Lease:
         """Return our lease, renewed each third of its time."""
         now = self._clock()
         if self._lease is None or now >= self._renew_at:
             self._lease = self._outbox.renew()
+            self._observer.leased(len(self._lease.epochs))
             # Reckoned from before the renewal, however long that took: so long it may be ours.
             self._renew_at = now + self._options.lease_seconds / 3
         return self._lease
@@ -219,6 +231,7 @@ class Relay:
             return
         if self._transport is None:
             self._transport = self._connect(self._settings)
+            self._observer.connected()
         outcomes = self._transport.publish([row.message for row in rows])
         for row, outcome in zip(rows, outcomes, strict=True):
             answer = self._judge(row, outcome)
@@ -283,10 +296,13 @@ class Relay:
         if self._transport is not None:
             self._transport.receive(0, 0)
         until_renewal = max(0.0, self._renew_at - self._clock())
-        self._outbox.wait(min(self._options.poll_seconds, until_renewal))
+        seconds = min(self._options.poll_seconds, until_renewal)
+        self._observer.alive(seconds)
+        self._outbox.wait(seconds)
 
     def _away(self, error: DomainEventBrokerError) -> None:
         """Wait a little for a broker or a database that went away. No event pays for it."""
+        self._observer.away(error)
         self._disconnect()
         self._stopping.wait(self._outage.failed(error))
 

@@ -19,6 +19,7 @@ from domain_event_broker.config import BrokerSettings, SubscriberSettings
 from domain_event_broker.errors import BrokerUnavailable, HandlerError, HandlerStuck, UnsupportedOption
 from domain_event_broker.execution import DirectInbox, Execution
 from domain_event_broker.handlers import DeadLetter, Handler, HandlerFunction, Registry, normalised
+from domain_event_broker.observer import NOBODY, Observer
 from domain_event_broker.patience import Outage, StopFlag
 from domain_event_broker.ports import Action, Capabilities, Inbox, Settlement, Subscription, Transport
 from domain_event_broker.stats import Stats
@@ -94,6 +95,7 @@ class Consumer:
     :param inbox: calls the handlers; default: the one that is installed.
     :param threads: handlers that run at once, all in all; default: the sum of what they allow.
     :param connect: opens the transport, anew after each loss.
+    :param observer: told how the work goes.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class Consumer:
         inbox: Inbox | None = None,
         threads: int | None = None,
         connect: Callable[[BrokerSettings], Transport] = open_transport,
+        observer: Observer = NOBODY,
     ) -> None:
         if not handlers:
             raise HandlerError("there is no handler to run; declare one with @subscribe")
@@ -111,6 +114,7 @@ class Consumer:
         self._handlers = {handler.name: handler for handler in handlers}
         self._settings = settings
         self._connect = connect
+        self._observer = observer
         self._stopping = StopFlag()
         self._outage = Outage(logger, RECONNECT_SECONDS)
         self._slow: dict[int, float] = {}
@@ -161,6 +165,7 @@ class Consumer:
                 except BrokerUnavailable as error:
                     if self._served_since is not None:
                         self._forget_outage_after(time.monotonic() - self._served_since)
+                    self._observer.away(error)
                     self._pause(self._outage.failed(error))
                 transport = None
         except KeyboardInterrupt:
@@ -186,6 +191,8 @@ class Consumer:
             self._subscribe(self._transport)
             self._served_since = time.monotonic()
             self.stats.connected()
+            self._observer.connected()
+            self._observer.back()
             logger.info(
                 "consuming %s from %s",
                 ", ".join(self._handlers),
@@ -222,6 +229,7 @@ class Consumer:
 
     def _turn(self, transport: Transport, limit: int, wait: float) -> None:
         """Settle what is done, and receive what is there, waiting only if nothing is done."""
+        self._observer.alive()
         self._parked = True
         settlements = self._workers.settlements()
         if settlements:
@@ -230,12 +238,14 @@ class Consumer:
         self._parked = False
         if deliveries:
             self.stats.consumed(len(deliveries))
+            self._observer.received(deliveries)
             self._workers.submit(deliveries)
 
     def _settle(self, transport: Transport, settlements: Sequence[Settlement]) -> None:
         transport.settle(settlements)
         self.outcomes.update((each.delivery.queue, each.outcome) for each in settlements)
         self.stats.settled(each.outcome for each in settlements)
+        self._observer.settled(settlements)
 
     def _leave_if_stuck(self, transport: Transport) -> None:
         """Settle the deliveries of handlers that don't come back, and stop: see :class:`HandlerStuck`.
@@ -257,9 +267,12 @@ class Consumer:
 
     def _finish(self, transport: Transport) -> None:
         """Give back what was not started, wait for what runs, settle it."""
-        waiting = self._workers.drop_waiting()
+        waiting = [
+            Settlement(each, Action.REQUEUE, outcome="requeued") for each in self._workers.drop_waiting()
+        ]
         if waiting:
-            transport.settle([Settlement(delivery, Action.REQUEUE) for delivery in waiting])
+            transport.settle(waiting)
+            self._observer.settled(waiting)
         end = time.monotonic() + self._settings.subscriber.grace_seconds
         while self._workers.busy and time.monotonic() < end:
             self._turn(transport, 0, POLL_SECONDS)
