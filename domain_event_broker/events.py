@@ -72,7 +72,6 @@ MAX_JSON_DEPTH = 200
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
-_WIRE_FIELDS = ("routing_key", "data", "domain_object_id", "uuid_string", "timestamp")
 _REQUIRED_FIELDS = ("routing_key", "data", "uuid_string")
 _NO_DATA: dict[str, Any] = {}
 
@@ -144,7 +143,13 @@ class DomainEvent(Generic[Data]):
     @property
     def event_data(self) -> dict[str, Any]:
         """The fields of the body, as the older library has them: for the ``extra`` of a log line."""
-        return {name: getattr(self, name) for name in _WIRE_FIELDS}
+        return {
+            "routing_key": self.routing_key,
+            "data": self.data,
+            "domain_object_id": self.domain_object_id,
+            "uuid_string": self.uuid_string,
+            "timestamp": self.timestamp,
+        }
 
     def to_json(self) -> str:
         """Return the body this event is sent with: ASCII JSON, one object.
@@ -153,7 +158,7 @@ class DomainEvent(Generic[Data]):
         """
         fields = {**self.extra, **self.event_data}
         try:
-            return json.dumps(fields, separators=(",", ":"), allow_nan=False, default=_fields_of)
+            return _to_json(fields)
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidEvent(
                 f"event {self.routing_key!r} is not JSON serialisable: {_json_problem(fields, error)}"
@@ -297,7 +302,9 @@ def new_event_id() -> str:
     value = (milliseconds << 80) | int.from_bytes(os.urandom(10), "big")
     value = value & ~(0xF << 76) | (0x7 << 76)
     value = value & ~(0x3 << 62) | (0x2 << 62)
-    return str(uuid.UUID(int=value))
+    # As str(uuid.UUID(int=value)), in half the time: each event that is published needs one.
+    digits = f"{value:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def _check_identity(event: DomainEvent) -> None:
@@ -363,8 +370,14 @@ def _fields_of(value: Any) -> dict[str, Any]:
     raise TypeError(f"{type(value).__name__} is not JSON serialisable")
 
 
+#: Made once: ``json.dumps`` with arguments makes a new one each time.
+_to_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=_fields_of).encode
+
+
 def _is_storable(text: str) -> bool:
-    return "\x00" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+    if "\x00" in text:
+        return False
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _read_object(body: str | bytes) -> dict[str, Any]:

@@ -21,6 +21,8 @@ def check_routing_key(routing_key: object) -> str:
     :raises InvalidEvent: it is not a string, empty, too long, or holds a wildcard or a
         character that a broker or a database cannot store.
     """
+    if isinstance(routing_key, str) and _is_plain(routing_key):
+        return routing_key
     problem = _problem(routing_key)
     if problem is None and any(word in ("*", "#") for word in str(routing_key).split(".")):
         problem = "holds a wildcard, which only binding keys may"
@@ -72,6 +74,12 @@ def _words_match(pattern: tuple[str, ...], words: tuple[str, ...]) -> bool:
     if pattern[0] == "#":
         return _words_match(pattern[1:], words) or (bool(words) and _words_match(pattern, words[1:]))
     return bool(words) and pattern[0] in ("*", words[0]) and _words_match(pattern[1:], words[1:])
+
+
+def _is_plain(key: str) -> bool:
+    """Tell in passing that a routing key is one of those that nearly all are."""
+    printable = key.isascii() and key.isprintable()
+    return printable and 0 < len(key) <= MAX_KEY_BYTES and "*" not in key and "#" not in key
 
 
 def _problem(key: object, limit: int = MAX_KEY_BYTES) -> str | None:

@@ -12,10 +12,16 @@ from asgiref.sync import async_to_sync
 from django.db import IntegrityError, OperationalError, connections, transaction
 from django.db.transaction import TransactionManagementError
 
-from domain_event_broker import apublish_domain_event, publish_domain_event
+from domain_event_broker import (
+    DomainEvent,
+    apublish_domain_event,
+    publish_domain_event,
+    publish_domain_events,
+)
 from domain_event_broker.django import publish_on_commit
 from domain_event_broker.django.models import HeldEvent, OutboxEvent
 from domain_event_broker.errors import InvalidEvent, OutboxNotMigrated, OutboxUnavailable
+from domain_event_broker.events import encode
 from tests.djangoapp.databases import add_alias, database, remove_alias, sqlite_file
 from tests.djangoapp.shop.models import Order
 from tests.integration.outbox.content import held, publish, publish_all, stored
@@ -112,6 +118,26 @@ def test_all_of_a_message_is_kept(alias: str) -> None:
     assert (message.routing_key, message.event_id) == ("test.done", event.uuid_string)
     assert (message.ordering_key, message.timestamp) == ("objekt-ü", 12.5)
     assert abs((row.created_at - datetime.now(timezone.utc)).total_seconds()) < 60
+
+
+def test_all_of_each_message_is_kept_however_many_are_published_at_once(alias: str) -> None:
+    texts = ("grüße", "日本 \x00 \U0001f600", "'\"\\%s{}", "\\u0000 \\n\n\t\x7f")
+    at = (0.1 + 0.2, 12.5, 1_700_000_000.123457, 3)
+    for count in (1, 2, 30):
+        events = [
+            DomainEvent(
+                "test.done", {"text": texts[n % 4]}, f"ü'\\ {n}" if n % 2 else None, timestamp=at[n % 4]
+            )
+            for n in range(count)
+        ]
+        for n, event in enumerate(events):
+            event.headers = {"number": n, "text": texts[0]} if n % 3 else {}
+        publish_domain_events(events, using=alias)
+        rows = OutboxEvent.objects.using(alias).order_by("id")
+        assert [row.to_message() for row in rows] == [encode(event) for event in events]
+        assert [row.attempts for row in rows] == [0] * count
+        assert {row.correlation_id for row in rows} == {event.uuid_string for event in events}
+        rows.delete()
 
 
 def test_events_of_a_key_share_a_bucket_and_others_are_spread(alias: str) -> None:
