@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from domain_event_broker import config
+from domain_event_broker import config, redaction
 from domain_event_broker.codecs import PLAIN_BODIES, Bodies, bodies_of
 from domain_event_broker.config import BrokerSettings
 from domain_event_broker.errors import MalformedEvent
@@ -81,13 +81,21 @@ class LetterFilter:
     :param event_ids: identities of events.
     :param routing_key: a binding key, such as ``"order.*"``, that the routing key must match.
     :param older_than: seconds since the failure.
-    :param error_type: end of the name of the exception, such as ``"ServiceDown"``.
+    :param error_type: end of the name of the exception, such as ``"ServiceDown"``; of a letter that
+        no exception brought there, its reason.
+    :param failed_from: failed at this time or later; Unix time, in seconds.
+    :param failed_to: failed at this time or before. Of a letter of which nobody knows when, both are true.
+    :param text: part of its event id, of the message of its exception, or of what may be shown of its
+        body; in capitals or not.
     """
 
     event_ids: frozenset[str] = frozenset()
     routing_key: str | None = None
     older_than: float | None = None
     error_type: str | None = None
+    failed_from: float | None = None
+    failed_to: float | None = None
+    text: str | None = None
 
     def accepts(self, letter: DeadLetter) -> bool:
         """Tell whether ``letter`` is meant."""
@@ -95,9 +103,19 @@ class LetterFilter:
             return False
         if self.routing_key is not None and not matches(self.routing_key, letter.routing_key):
             return False
-        if self.error_type is not None and not _error_type(letter).endswith(self.error_type):
+        if self.error_type is not None and not kind_of(letter).endswith(self.error_type):
             return False
-        return self.older_than is None or _failed_at(letter) <= time.time() - self.older_than
+        if self.older_than is not None and _failed_at(letter) > time.time() - self.older_than:
+            return False
+        # The text comes last: to look for it, a body may have to be opened.
+        return self._in_time(letter) and (self.text is None or _says(letter, self.text.casefold()))
+
+    def _in_time(self, letter: DeadLetter) -> bool:
+        failed_at = _failed_at(letter)
+        if not failed_at:
+            return True
+        after = self.failed_from is None or failed_at >= self.failed_from
+        return after and (self.failed_to is None or failed_at <= self.failed_to)
 
 
 def browse(letters: DeadLetters, accept: LetterFilter, limit: int | None = None) -> list[DeadLetter]:
@@ -209,6 +227,11 @@ def _bodies() -> Bodies:
     return PLAIN_BODIES if settings is None else bodies_of(settings)
 
 
+def kind_of(letter: DeadLetter) -> str:
+    """Return what letters that died of the same thing share: the exception, or else the reason."""
+    return (letter.failure.error_type or letter.failure.reason) if letter.failure else ""
+
+
 def event_id_of(letter: DeadLetter) -> str:
     """Return the identity on the envelope of a dead letter, or else in its body, or ``""``."""
     return letter.event_id or event_of(letter).uuid_string
@@ -250,8 +273,12 @@ def _attempts(letter: DeadLetter) -> int:
     return letter.failure.attempts if letter.failure else 0
 
 
-def _error_type(letter: DeadLetter) -> str:
-    return letter.failure.error_type if letter.failure else ""
+def _says(letter: DeadLetter, text: str) -> bool:
+    """Tell whether what may be shown of a letter holds a text."""
+    told = (event_id_of(letter), letter.failure.message if letter.failure else "")
+    if any(text in each.casefold() for each in told):
+        return True
+    return text in redaction.shown(letter.body, letter.headers).casefold()
 
 
 def _failed_at(letter: DeadLetter) -> float:

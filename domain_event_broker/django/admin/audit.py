@@ -10,7 +10,7 @@ from django.contrib.contenttypes.models import ContentType
 from django.db.models import Model
 from django.http import HttpRequest
 
-__all__ = ["CHANGE", "DELETION", "record"]
+__all__ = ["CHANGE", "DELETION", "begin", "complete", "record"]
 
 #: Length of the column that names an object in the log.
 _MAX_NAME = 200
@@ -41,3 +41,25 @@ def record(
         )
         for key, name in events
     )
+
+
+def begin(request: HttpRequest, model: type[Model], key: str, flag: int, message: str) -> LogEntry:
+    """Write one entry for an action on many events, before it is done.
+
+    :param key: under which the admin finds what the action is about, and its name.
+    """
+    content_type = ContentType.objects.get_for_model(model, for_concrete_model=False)
+    return LogEntry.objects.create(
+        user_id=cast(int, request.user.pk),
+        content_type_id=content_type.pk,
+        object_id=key,
+        object_repr=key[:_MAX_NAME],
+        action_flag=flag,
+        change_message=message,
+    )
+
+
+def complete(entry: LogEntry, outcome: str) -> None:
+    """Add to an entry what came of the action."""
+    entry.change_message += outcome
+    entry.save(update_fields=["change_message"])

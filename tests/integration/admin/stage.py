@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -15,7 +18,16 @@ from domain_event_broker.django.relay_outbox import DjangoRelayOutbox
 from domain_event_broker.django.rows import bucket_of
 from domain_event_broker.events import encode
 from domain_event_broker.failures import Failure
-from domain_event_broker.ports import Action, OutboxRow, Settlement, Stored, Subscription
+from domain_event_broker.ports import (
+    Action,
+    DeadLetter,
+    Decision,
+    OutboxRow,
+    Settlement,
+    Stored,
+    Subscription,
+    Transport,
+)
 from domain_event_broker.transports import open_transport
 
 #: What a careless admin would run.
@@ -100,25 +112,65 @@ def user(name: str, *permissions: str) -> User:
     return member
 
 
-def bury(queue: str, *events: DomainEvent, error: Exception | None = None) -> list[DomainEvent]:
-    """Put events into the dead letters of the handler ``queue``, on the road that all take there."""
+@contextmanager
+def _transport() -> Iterator[Transport]:
     settings = config.current()
     assert settings is not None
     transport = open_transport(settings)
     try:
+        yield transport
+    finally:
+        transport.close()
+
+
+def bury(queue: str, *events: DomainEvent, error: Exception | None = None) -> list[DomainEvent]:
+    """Put events into the dead letters of the handler ``queue``, on the road that all take there."""
+    with _transport() as transport:
         transport.subscribe(Subscription(queue, tuple({event.routing_key for event in events})))
         outcomes = transport.publish([encode(event) for event in events])
         assert all(outcome.stored is Stored.STORED for outcome in outcomes)
-        failure = _failure(error or RuntimeError("the payment provider did not answer"))
-        left = len(events)
-        while left:
-            deliveries = transport.receive(left, 10)
-            assert deliveries, "no delivery within 10 s"
-            transport.settle([Settlement(each, Action.DEAD, failure=failure) for each in deliveries])
-            left -= len(deliveries)
-    finally:
-        transport.close()
+        _fail(transport, len(events), error or RuntimeError("the payment provider did not answer"))
     return list(events)
+
+
+def bury_what_waits(queue: str, error: Exception | None = None) -> None:
+    """Let what is in the queue of a handler fail once more."""
+    with _transport() as transport:
+        transport.subscribe(Subscription(queue, ("nothing.else",)))
+        _fail(transport, transport.stats([queue])[queue].ready or 1, error or RuntimeError("no answer yet"))
+
+
+def _fail(transport: Transport, left: int, error: Exception) -> None:
+    failure = _failure(error)
+    while left:
+        deliveries = transport.receive(left, 10)
+        assert deliveries, "no delivery within 10 s"
+        transport.settle([Settlement(each, Action.DEAD, failure=failure) for each in deliveries])
+        left -= len(deliveries)
+
+
+@contextmanager
+def in_hand(queue: str) -> Iterator[None]:
+    """Be somebody who looks at the dead letters of a handler, for as long as the block runs."""
+    looking, enough = threading.Event(), threading.Event()
+
+    def decide(_: DeadLetter) -> Decision:
+        looking.set()
+        assert enough.wait(60)
+        return Decision.LEAVE
+
+    def look() -> None:
+        with _transport() as transport:
+            transport.dead_letters(queue).sift(decide)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    assert looking.wait(60), "nobody looks"
+    try:
+        yield
+    finally:
+        enough.set()
+        thread.join(60)
 
 
 def _failure(error: Exception) -> Failure:
@@ -130,11 +182,6 @@ def _failure(error: Exception) -> Failure:
 
 def depths(queue: str) -> tuple[int, int]:
     """Return how many events of a handler are ready, and how many are dead letters."""
-    settings = config.current()
-    assert settings is not None
-    transport = open_transport(settings)
-    try:
+    with _transport() as transport:
         stats = transport.stats([queue])[queue]
-    finally:
-        transport.close()
     return stats.ready, stats.dead

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
@@ -14,13 +16,15 @@ from django.test import Client
 from django.urls import reverse
 
 from domain_event_broker import DomainEvent, config, subscribe
-from domain_event_broker.django.admin import dead_letters
+from domain_event_broker.django.admin import dead_letters, letter_search
+from domain_event_broker.django.admin.letter_search import LetterSearch
 from domain_event_broker.events import Message
 from domain_event_broker.failures import Failure
 from domain_event_broker.handlers import Registry
 from domain_event_broker.ports import Action, Settlement, Subscription
 from domain_event_broker.transports import open_transport
 from tests.harness.ports import lease_port
+from tests.harness.waiting import wait_until
 from tests.integration.admin import stage
 
 # The transport for tables of the project is used as in a web request, outside of a transaction.
@@ -138,7 +142,11 @@ def test_shows_the_oldest_letters_and_how_many_more(
     assert oldest.uuid_string in page
     assert second.uuid_string in page
     assert last.uuid_string not in page
-    assert "1 more are not shown" in page
+    assert "1 to 2 of 3" in page
+    assert f"?queue={quote(queue)}&amp;page=2" in page
+    page = admin.get(PAGE, {"queue": queue, "page": "2"}).content.decode()
+    assert oldest.uuid_string not in page
+    assert last.uuid_string in page
 
 
 def test_shows_markup_as_text(admin: Client, broker: str, queue: str) -> None:
@@ -158,7 +166,7 @@ def test_letters_that_are_no_events_can_be_seen_and_chosen(admin: Client, broker
     _bury_bodies(queue, *bodies)
     page = show(admin, queue)
     assert "without an event id" in page
-    keys = [letter.key for letter in dead_letters.look(queue).letters]
+    keys = [letter.key for letter in dead_letters.look(LetterSearch(queue)).letters]
     assert len(set(keys)) == len(bodies)
     assert "1 letter was replayed." in said(act(admin, queue, "replay", keys[0]))
     assert stage.depths(queue) == (1, 2)
@@ -193,6 +201,214 @@ def test_works_inside_the_transaction_of_a_request(
     assert stage.depths(queue) == (1, 0)
 
 
+# --- looking for some of them -------------------------------------------------------------
+
+
+class ServiceDown(Exception):
+    """Somebody else's service is away."""
+
+
+@pytest.fixture
+def mixed(broker: str, queue: str) -> list[DomainEvent]:
+    """Three letters that died of two things."""
+    down = stage.bury(queue, *events(2), error=ServiceDown("503 from pay.example"))
+    return [*down, *stage.bury(queue, *events(1, "order.cancelled"), error=ValueError("no such order"))]
+
+
+def found(client: Client, queue: str, **search: Any) -> set[str]:
+    page = client.get(PAGE, {"queue": queue, **search})
+    assert page.status_code == 200
+    return {letter.event_id for letter in page.context["page"].letters}
+
+
+def test_letters_are_found_by_what_is_known_of_them(
+    admin: Client, queue: str, mixed: list[DomainEvent]
+) -> None:
+    first, second, third = (event.uuid_string for event in mixed)
+    assert found(admin, queue, error="ServiceDown") == {first, second}
+    assert found(admin, queue, key="order.cancelled") == {third}
+    assert found(admin, queue, key="order.*") == {first, second, third}
+    assert found(admin, queue, text="NO SUCH") == {third}
+    assert found(admin, queue, text=second) == {second}
+    assert found(admin, queue, text='"number": 1') or found(admin, queue, text='"number":1') == {second}
+    assert found(admin, queue, since="2020-01-01T00:00") == {first, second, third}
+    assert found(admin, queue, until="2020-01-01T00:00") == set()
+    assert found(admin, queue, error="ServiceDown", key="order.cancelled") == set()
+    page = admin.get(PAGE, {"queue": queue}).content.decode()
+    assert "ServiceDown: 2</a>" in page
+    assert "ValueError: 1</a>" in page
+
+
+@pytest.mark.parametrize(
+    ("search", "told"),
+    [
+        ({"key": "order*"}, "a wildcard must stand alone"),
+        ({"since": "yesterday"}, "&#x27;yesterday&#x27; is no date and time"),
+        ({"until": "2026-99-99T00:00"}, "is no date and time"),
+        ({"depth": "many", "page": "-3"}, "No dead letters."),
+    ],
+)
+def test_a_wrong_filter_is_told(
+    memory: None, admin: Client, queue: str, search: dict[str, str], told: str
+) -> None:
+    response = admin.get(PAGE, {"queue": queue, **search})
+    assert response.status_code == 200
+    assert told in response.content.decode()
+    assert act(admin, queue, "discard_all", confirmed="yes", **search).status_code == 200
+
+
+def test_all_letters_like_one_are_replayed_and_no_others(
+    admin: Client, superuser: User, queue: str, mixed: list[DomainEvent]
+) -> None:
+    page = admin.get(PAGE, {"queue": queue, "letter": mixed[0].uuid_string})
+    kind = page.context["letter"].kind
+    assert kind.endswith("ServiceDown")
+    assert "2 letters were replayed." in said(act(admin, queue, "replay_all", error=kind))
+    assert stage.depths(queue) == (2, 1)
+    entry = LogEntry.objects.get()
+    assert (entry.object_repr, entry.user, entry.action_flag) == (queue, superuser, CHANGE)
+    assert entry.change_message == f"Replayed in the admin: exception {kind!r}. 2 letters."
+
+
+def test_all_that_match_are_discarded_after_a_question(
+    admin: Client, queue: str, mixed: list[DomainEvent]
+) -> None:
+    page = act(admin, queue, "discard_all", key="order.placed").content.decode()
+    assert "2 of the 3 looked at" in page
+    assert "nothing brings them back" in page
+    assert stage.depths(queue) == (0, 3)
+    response = act(admin, queue, "discard_all", key="order.placed", confirmed="yes")
+    assert "2 letters were discarded." in said(response)
+    assert found(admin, queue) == {mixed[2].uuid_string}
+    entry = LogEntry.objects.get()
+    assert entry.action_flag == DELETION
+    assert entry.change_message == "Discarded in the admin: routing key 'order.placed'. 2 letters."
+
+
+def test_what_failed_after_the_question_was_asked_is_not_discarded(
+    admin: Client, queue: str, mixed: list[DomainEvent]
+) -> None:
+    asked = act(admin, queue, "discard_all", key="order.placed")
+    seen_at = asked.context["seen_at"]
+    wait_until(lambda: time.time() * 1000 > seen_at + 1, 10, "the clock has gone on")
+    [late] = stage.bury(queue, *events(1))
+    act(admin, queue, "discard_all", key="order.placed", confirmed="yes", seen_at=seen_at)
+    assert found(admin, queue) == {mixed[2].uuid_string, late.uuid_string}
+
+
+def test_replaying_many_asks_first(
+    memory: None, admin: Client, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dead_letters, "MANY", 2)
+    stage.bury(queue, *events(3))
+    page = act(admin, queue, "replay_all").content.decode()
+    assert "Replay 3 letters" in page
+    assert stage.depths(queue) == (0, 3)
+    assert "3 letters were replayed." in said(act(admin, queue, "replay_all", confirmed="yes"))
+
+
+def test_letters_that_came_back_from_three_replays_are_left_by_replay_all_and_can_be_chosen(
+    memory: None, admin: Client, queue: str
+) -> None:
+    [event] = stage.bury(queue, *events(1))
+    for _ in range(3):
+        act(admin, queue, "replay", event)
+        stage.bury_what_waits(queue)
+    assert "1 of them were left" in said(act(admin, queue, "replay_all"))
+    assert stage.depths(queue) == (0, 1)
+    assert "1 letter was replayed." in said(act(admin, queue, "replay", event))
+
+
+def test_a_letter_has_a_page_with_all_that_is_known_of_it(admin: Client, broker: str, queue: str) -> None:
+    event = DomainEvent("order.placed", {"customer": "Zoë", "lines": [1, 2]}, "order-7")
+    stage.bury(queue, event, error=ServiceDown("503 from pay.example"))
+    act(admin, queue, "replay", event)
+    stage.bury_what_waits(queue, ServiceDown("503 from pay.example"))
+    page = admin.get(PAGE, {"queue": queue, "letter": event.uuid_string}).content.decode()
+    for told in (
+        "ServiceDown</strong>: 503 from pay.example",
+        "Traceback (most recent call last)",
+        "&quot;customer&quot;: &quot;Zoë&quot;",
+        "&quot;event-replays&quot;: 1",
+        'Object id: <span class="deb-id">order-7</span>',
+        "replayed 1 time before",
+        "It first failed",
+        "Replay all like this one",
+        f"/admin/domain_event_broker/archivedevent/?q={event.uuid_string}",
+    ):
+        assert told in page, told
+
+
+def test_the_page_of_a_letter_that_went_says_so(memory: None, admin: Client, queue: str) -> None:
+    stage.bury(queue, *events(1))
+    assert "not there any more" in admin.get(PAGE, {"queue": queue, "letter": "x"}).content.decode()
+
+
+def test_letters_are_downloaded_as_json(admin: Client, queue: str, mixed: list[DomainEvent]) -> None:
+    response = act(admin, queue, "download_all", error="ServiceDown")
+    assert response["Content-Disposition"].startswith('attachment; filename="dead-letters-billing.charge-')
+    content = response.json()
+    assert [each["event_id"] for each in content["letters"]] == [each.uuid_string for each in mixed[:2]]
+    letter = content["letters"][1]
+    assert letter["payload"]["data"] == {"number": 1}
+    assert letter["message"] == "503 from pay.example"
+    assert "Traceback" in letter["traceback"]
+    assert (content["complete"], content["looked_at"]) == (True, 3)
+    assert len(act(admin, queue, "download", mixed[2]).json()["letters"]) == 1
+    assert [entry.change_message for entry in LogEntry.objects.order_by("pk")] == [
+        "Downloaded in the admin: exception 'ServiceDown'. 2 letters.",
+        "Downloaded in the admin: chosen. 1 letters.",
+    ]
+    assert stage.depths(queue) == (0, 3)
+
+
+def test_a_page_looks_no_further_than_its_depth_and_says_so(
+    broker: str, admin: Client, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(letter_search, "DEPTHS", (3, 5, 7))
+    stage.bury(queue, *events(6))
+    page = admin.get(PAGE, {"queue": queue, "depth": "3", "error": "RuntimeError"}).content.decode()
+    assert "3 of the oldest 3 letters match" in " ".join(page.split())
+    assert "3 more are there" in page
+    assert "depth=5" in page
+    page = admin.get(PAGE, {"queue": queue, "depth": "7", "error": "RuntimeError"}).content.decode()
+    assert "6 of the 6 letters match" in " ".join(page.split())
+
+
+def test_a_look_that_takes_too_long_says_how_far_it_came(
+    memory: None, admin: Client, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.bury(queue, *events(3))
+    monkeypatch.setattr(dead_letters, "LOOK_SECONDS", -1.0)
+    monkeypatch.setattr(dead_letters, "ACT_SECONDS", -1.0)
+    assert show(admin, queue)
+    told = said(act(admin, queue, "replay_all"))
+    assert "There may be more: repeat it for the rest." in told
+    assert stage.depths(queue) == (0, 3)
+
+
+def test_letters_that_somebody_else_looks_at_are_waited_for(
+    request: pytest.FixtureRequest, settings: Any, admin: Client, queue: str
+) -> None:
+    settings.DOMAIN_EVENT_BROKER = request.getfixturevalue("rabbitmq_server").url()
+    [event] = stage.bury(queue, *events(1))
+    response: list[Any] = []
+
+    def replay_meanwhile() -> None:
+        try:
+            response.append(act(admin, queue, "replay", event))
+        finally:
+            connection.close()
+
+    colleague = threading.Thread(target=replay_meanwhile)
+    with stage.in_hand(queue):
+        colleague.start()
+        wait_until(lambda: stage.depths(queue) == (0, 0) and colleague.is_alive(), 30, "both look")
+    colleague.join(60)
+    assert said(response[0])
+    wait_until(lambda: sum(stage.depths(queue)) == 1, 30, "the letter is where it was, or at work")
+
+
 # --- permissions ------------------------------------------------------------------------
 
 
@@ -215,7 +431,7 @@ def test_a_visitor_is_sent_to_the_login(memory: None, db: None, queue: str) -> N
     assert Client().post(PAGE, {"queue": queue, "action": "replay_all"}).status_code == 302
 
 
-@pytest.mark.parametrize("action", ["replay", "replay_all", "discard"])
+@pytest.mark.parametrize("action", ["replay", "replay_all", "discard", "discard_all"])
 def test_who_may_look_may_not_act(
     memory: None, client_with: Callable[..., Client], queue: str, action: str
 ) -> None:
