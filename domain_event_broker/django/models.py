@@ -24,6 +24,7 @@ from domain_event_broker.events import Message
 __all__ = [
     "BUCKETS",
     "ArchivedEvent",
+    "BrokerOverview",
     "DeadDelivery",
     "DeadLetter",
     "HeldEvent",
@@ -206,6 +207,18 @@ class RelayHeartbeat(models.Model):
     def last_seen(self) -> datetime:
         """When the relay last gave a sign of life, in UTC."""
         return datetime.fromtimestamp(self.seen_at, timezone.utc)
+
+
+class BrokerOverview(RelayHeartbeat):
+    """Name and permission of the overview in the admin, which shows far more than this table."""
+
+    class Meta:
+        app_label = "domain_event_broker"
+        proxy = True
+        # So that it comes first among the others, which the admin sorts by name.
+        verbose_name = "broker overview"
+        verbose_name_plural = "broker overview"
+        default_permissions = ("view",)
 
 
 class InboxEntry(models.Model):

@@ -53,6 +53,11 @@ class RelayStatus:
         """Whether it has not been seen for too long."""
         return self.seen_seconds_ago > SILENT_SECONDS
 
+    @property
+    def seen_in_words(self) -> str:
+        """How long ago it was seen, as a person says it."""
+        return in_words(self.seen_seconds_ago)
+
 
 @dataclass(frozen=True, slots=True)
 class OutboxStatus:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 from django.contrib.auth.models import User
+from django.utils import timezone
 
 from domain_event_broker import DomainEvent, handlers, subscribe
-from domain_event_broker.django.models import HeldEvent, OutboxEvent, RelayHeartbeat, RelayLease
+from domain_event_broker.django.models import (
+    ArchivedEvent,
+    HeldEvent,
+    OutboxEvent,
+    RelayHeartbeat,
+    RelayLease,
+)
 from tests.browser.chromium import Chromium
 from tests.integration.admin import stage
 
@@ -194,15 +202,63 @@ def test_sent_events_are_searched_and_published_again(visit: Visit, picture: Cal
     assert OutboxEvent.objects.get().event_id == events[1].event_id
 
 
-def test_relays_are_seen_with_what_they_have_to_do(visit: Visit, picture: Callable[[str], None]) -> None:
+def relays_at_work(*relays: tuple[str, float, range]) -> None:
+    """Store relays: name, seconds since their heartbeat, buckets."""
     now = time.time()
-    for name, seen, buckets in (("a", 2, range(32)), ("b", 4, range(32, 64)), ("c", 300, range(0))):
+    for name, seen, buckets in relays:
         RelayHeartbeat.objects.create(
             relay=f"relay-{name}", host=f"web-{name}", pid=100, started_at=now - 86_400, seen_at=now - seen
         )
         for bucket in buckets:
             lease = {"owner": f"relay-{name}", "epoch": 1, "lease_until": now + 15}
             RelayLease.objects.update_or_create(bucket=bucket, defaults=lease)
+
+
+def sent_all_day() -> None:
+    """Fill the archive with a day that has hours of much and of little."""
+    now = timezone.now()
+    moments = [now - timedelta(minutes=minute) for minute in range(1440) for _ in range(minute * 7 % 11)]
+    event = stage.columns("order.placed")
+    ArchivedEvent.objects.bulk_create(
+        ArchivedEvent(**event, outbox_id=1, published_at=moment) for moment in sorted(moments)
+    )
+
+
+def test_the_overview_tells_what_is_wrong_and_leads_there(
+    visit: Visit, letters: tuple[str, list[DomainEvent]], picture: Callable[[str], None]
+) -> None:
+    browser = visit.browser
+    relays_at_work(("a", 2, range(32)), ("b", 4, range(32, 64)), ("c", 40, range(0)))
+    sent_all_day()
+    stage.waiting()
+    stage.held(reason=f"refused {stage.SCRIPT}")
+    stage.held(state=HeldEvent.State.SCHEDULED)
+    visit.open("/admin/")
+    browser.click(".model-brokeroverview a", leads_on=True)
+    picture("overview")
+    assert browser.js("document.documentElement.scrollWidth") <= 1280
+    said = browser.text(".deb-alerts")
+    assert "Relay web-c:100 has been silent for 4" in said
+    assert "4 dead letters in payments.charge_card" in said
+    browser.click(".deb-plots summary")
+    assert browser.js("document.querySelectorAll('.deb-plots tbody')[0].rows.length") == 60
+    browser.width(400)
+    picture("overview-narrow")
+    assert browser.js("document.documentElement.scrollWidth") <= 400
+    browser.width(1280)
+    browser.click(".deb-alert a[href*=deadletter]", leads_on=True)
+    assert "503 <script>" in browser.text()
+
+
+def test_an_overview_without_worries_says_so(visit: Visit, picture: Callable[[str], None]) -> None:
+    relays_at_work(("a", 2, range(64)))
+    visit.open(f"{ADMIN}/brokeroverview/")
+    picture("overview-well")
+    assert "All is well" in visit.browser.text(".deb-well")
+
+
+def test_relays_are_seen_with_what_they_have_to_do(visit: Visit, picture: Callable[[str], None]) -> None:
+    relays_at_work(("a", 2, range(32)), ("b", 4, range(32, 64)), ("c", 300, range(0)))
     stage.waiting()
     stage.held(reason="refused")
     visit.open(f"{ADMIN}/relayheartbeat/")

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import django
 from django.contrib import admin
+from django.db import Error, connections, transaction
 from django.db.models import Model, Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
+from django.urls import NoReverseMatch, reverse
 from django.utils.html import format_html
+from django.utils.http import urlencode
 from django.utils.safestring import SafeString
 
 from domain_event_broker import redaction
@@ -20,8 +26,12 @@ from domain_event_broker.django.admin.paging import (
     EventChangeList,
     newest,
 )
+from domain_event_broker.django.conf import known_alias
+from domain_event_broker.django.database import unavailable
 from domain_event_broker.django.models import StoredEvent
 from domain_event_broker.django.outbox import outbox_alias
+from domain_event_broker.django.transport_models import DeadLetter
+from domain_event_broker.errors import DomainEventBrokerError
 
 if TYPE_CHECKING:
     _ModelAdmin = admin.ModelAdmin[Any]
@@ -32,6 +42,78 @@ else:
 TEMPLATES = "admin/domain_event_broker"
 #: Characters of a reason that a list shows.
 _REASON_IN_LIST = 120
+
+
+View = TypeVar("View", bound=Callable[..., HttpResponse])
+
+
+class Links:
+    """Addresses in the admin, for somebody who may see what is there; else they are empty.
+
+    :param site: name of the admin site.
+    """
+
+    def __init__(self, request: HttpRequest, site: str) -> None:
+        self._may = request.user.has_perm
+        self._site = site
+
+    def list(self, model: type[Model], **query: str) -> str:
+        """Return the address of a list."""
+        return self._url(model, "changelist", (), query)
+
+    def event(self, event: StoredEvent) -> str:
+        """Return the address of the page of an event."""
+        return self._url(type(event), "change", (event.pk,), {})
+
+    def letters(self, queue: str) -> str:
+        """Return the address of the dead letters of a handler."""
+        return self._url(DeadLetter, "changelist", (), {"queue": queue})
+
+    def may_view(self, model: type[Model]) -> bool:
+        """Tell whether the user may see the objects of ``model``."""
+        return self._may(f"{model._meta.app_label}.view_{model._meta.model_name}")
+
+    def _url(self, model: type[Model], view: str, args: tuple[Any, ...], query: dict[str, str]) -> str:
+        if not self.may_view(model):
+            return ""
+        try:
+            url = reverse(model_url(model, view), args=args, current_app=self._site)
+        except NoReverseMatch:
+            return ""  # the project has taken it out of its admin
+        return f"{url}?{urlencode(query)}" if query else url
+
+
+def in_words(view: View) -> View:
+    """Let a view of a :class:`ReadOnlyAdmin` answer with a page in words where it would fail.
+
+    For a database that is away or not migrated, and settings that are wrong. What a template reads
+    from the database counts too, so it is rendered here. The status is 503: nothing is wrong with
+    the request.
+    """
+
+    @wraps(view)
+    def guarded(self: ReadOnlyAdmin, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        try:
+            with whole():
+                response = view(self, request, *args, **kwargs)
+                return response.render() if isinstance(response, TemplateResponse) else response
+        except Error as error:
+            return self.problem_page(request, unavailable(outbox_alias(), error))
+        except DomainEventBrokerError as error:
+            return self.problem_page(request, error)
+
+    return cast(View, guarded)
+
+
+@contextmanager
+def whole() -> Iterator[None]:
+    """Use a savepoint where a request is a transaction: a statement that failed would end all others.
+
+    :raises ConfigurationError: there is no such database.
+    """
+    alias = known_alias(outbox_alias())
+    with transaction.atomic(using=alias) if connections[alias].in_atomic_block else nullcontext():
+        yield
 
 
 class ReadOnlyAdmin(_ModelAdmin):
@@ -65,6 +147,19 @@ class ReadOnlyAdmin(_ModelAdmin):
             "breadcrumbs_are_a_list": django.VERSION >= (6, 1),
         }
         return TemplateResponse(request, f"{TEMPLATES}/{template}", {**common, **context})
+
+    @in_words
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """Show the list, or what keeps it from being shown."""
+        return super().changelist_view(request, extra_context)
+
+    def problem_page(self, request: HttpRequest, error: Exception) -> HttpResponse:
+        """Return the page that says what is wrong."""
+        response = self.page(request, "problem.html", {"title": "Not now", "problem": display.told(error)})
+        response.status_code = 503
+        return response
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Read from the database that the outbox is in."""
@@ -120,6 +215,7 @@ class StoredEventAdmin(ReadOnlyAdmin):
         """All of them: some are methods, which Django shows only so."""
         return [name for _, options in self.get_fieldsets(request, obj) for name in options["fields"]]
 
+    @in_words
     def change_view(
         self,
         request: HttpRequest,
@@ -136,6 +232,13 @@ class StoredEventAdmin(ReadOnlyAdmin):
             form_url,
             {**(extra_context or {}), "event_actions": offered, "has_history": self.has_history},
         )
+
+    @in_words
+    def history_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """Show what was done to one event in the admin."""
+        return super().history_view(request, object_id, extra_context)
 
     @admin.display(description="age")
     def age(self, event: StoredEvent) -> str:

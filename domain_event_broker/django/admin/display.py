@@ -10,6 +10,8 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.timesince import timesince
 
+from domain_event_broker.masking import mask_text
+
 #: Longest text shown of a payload or a traceback, in characters; a page is no place for 16 MB.
 MAX_SHOWN = 50_000
 #: What stands where there is nothing.
@@ -28,6 +30,11 @@ def pretty_json(text: str) -> str:
 def printable(text: str) -> str:
     r"""Return ``text`` with what no page can hold, lone surrogates and NUL, written as ``\ud800``."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\x00", "\\x00")
+
+
+def told(error: Exception) -> str:
+    """Return what an error says, as a page can hold it; no password of a URL is in it."""
+    return printable(mask_text(str(error)))
 
 
 def bounded(text: str, limit: int = MAX_SHOWN) -> str:

@@ -13,7 +13,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from domain_event_broker.django.admin import display
-from domain_event_broker.django.admin.base import ReadOnlyAdmin
+from domain_event_broker.django.admin.base import ReadOnlyAdmin, in_words
 from domain_event_broker.django.models import BUCKETS, RelayHeartbeat, RelayLease
 from domain_event_broker.django.outbox import outbox_alias
 from domain_event_broker.django.status import COUNT_LIMIT, SILENT_SECONDS, outbox_status
@@ -37,6 +37,7 @@ class RelayHeartbeatAdmin(ReadOnlyAdmin):
         relays: QuerySet[Any] = super().get_queryset(request).annotate(bucket_count=count)
         return relays
 
+    @in_words
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
