@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from domain_event_broker.events import DomainEvent, Headers, Message
-from domain_event_broker.failures import Failure
-from domain_event_broker.handlers import Handler
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from domain_event_broker.failures import Failure
+    from domain_event_broker.handlers import Handler
 
 Result = TypeVar("Result")
 
@@ -314,6 +317,17 @@ class Pruning(Protocol):
         """Let events with these binding keys no longer come into a queue; what is in it stays.
 
         Idempotent; a queue that does not exist has no bindings.
+        """
+
+
+class Addressing(Protocol):
+    """A transport that can put events into the queue of one handler, past all others."""
+
+    def send_to(self, queue: str, messages: Sequence[Message]) -> list[PublishOutcome]:
+        """Put messages, in order, at the end of the queue of the handler ``queue``.
+
+        Returns as :meth:`Transport.publish` does; ``UNROUTABLE``: there is no such queue. The handler
+        gets them as if they had just been published, with the routing keys that they carry.
         """
 
 

@@ -103,11 +103,16 @@ class DatabaseTransport:
         if not messages:
             return []
         # Read anew for each batch: a handler that subscribed before it began misses nothing.
-        queues = self._session.run(self._bound_queues)
-        try:
-            return self._publish(queues, messages)
-        except (DataError, IntegrityError, ValueError):
-            return [self._publish_one(queues, message) for message in messages]
+        return self._publish_all(self._session.run(self._bound_queues), messages)
+
+    def send_to(self, queue: str, messages: Sequence[Message]) -> list[PublishOutcome]:
+        """See :class:`~domain_event_broker.ports.Addressing`.
+
+        As dead letters it may be used inside a transaction: what is done then lives and dies with it.
+        """
+        named = TransportQueue.objects.using(self._session.alias).filter(name=queue)
+        ids = self._session.run(lambda: list(named.values_list("id", flat=True)))
+        return self._publish_all([(queue_id, ("#",)) for queue_id in ids], messages) if messages else []
 
     def subscribe(self, subscription: Subscription) -> None:
         """See :class:`~domain_event_broker.ports.Transport`."""
@@ -203,6 +208,14 @@ class DatabaseTransport:
         """Return the queues that are bound to our exchange, each with its binding keys."""
         bindings = [(queue.id, _bindings(queue.bindings)) for queue in self._all_queues()]
         return [(queue_id, each[self._exchange]) for queue_id, each in bindings if self._exchange in each]
+
+    def _publish_all(
+        self, queues: Sequence[tuple[int, tuple[str, ...]]], messages: Sequence[Message]
+    ) -> list[PublishOutcome]:
+        try:
+            return self._publish(queues, messages)
+        except (DataError, IntegrityError, ValueError):
+            return [self._publish_one(queues, message) for message in messages]
 
     def _publish(
         self, queues: Sequence[tuple[int, tuple[str, ...]]], messages: Sequence[Message]

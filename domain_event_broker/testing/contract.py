@@ -19,6 +19,7 @@ themselves are written in :mod:`domain_event_broker.ports`.
 
 from __future__ import annotations
 
+from domain_event_broker.testing.addressing import AddressingPromises
 from domain_event_broker.testing.envelopes import EnvelopePromises
 from domain_event_broker.testing.letters import DeadLetterPromises
 from domain_event_broker.testing.publishing import PublishingPromises
@@ -27,7 +28,12 @@ from domain_event_broker.testing.settling import SettlingPromises
 
 
 class TransportContract(
-    PublishingPromises, ReceivingPromises, SettlingPromises, DeadLetterPromises, EnvelopePromises
+    PublishingPromises,
+    ReceivingPromises,
+    SettlingPromises,
+    DeadLetterPromises,
+    AddressingPromises,
+    EnvelopePromises,
 ):
     """The promises of a transport, one test for each.
 

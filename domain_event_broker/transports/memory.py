@@ -71,6 +71,10 @@ class _Entry:
     retries: int = 0
     buried_at: float = 0.0
 
+    @classmethod
+    def of(cls, message: Message) -> _Entry:
+        return cls(message.routing_key, message.body, message.event_id, dict(message.headers))
+
 
 @dataclass(slots=True)
 class _Queue:
@@ -113,9 +117,15 @@ class MemoryBroker:
         with self.changed:
             bound = [each for each in self._queues.values() if each.is_bound(exchange, message.routing_key)]
             for queue in bound:
-                entry = _Entry(message.routing_key, message.body, message.event_id, dict(message.headers))
-                self._append(queue, entry)
+                self._append(queue, _Entry.of(message))
             return bool(bound)
+
+    def send_to(self, name: str, message: Message) -> bool:
+        """Put ``message`` into one queue; ``False``: there is none of this name."""
+        with self.changed:
+            if name in self._queues:
+                self._append(self._queues[name], _Entry.of(message))
+            return name in self._queues
 
     def limit_letters(self, name: str, ttl: float | None, most: int | None) -> None:
         """Keep dead letters of a queue for ``ttl`` seconds, and so many of them; ``None``: without limit."""
@@ -308,8 +318,12 @@ class MemoryTransport:
     def publish(self, messages: Sequence[Message]) -> list[PublishOutcome]:
         """See :class:`~domain_event_broker.ports.Transport`."""
         self._check_open()
-        stored = [self._broker.publish(self._exchange, message) for message in messages]
-        return [PublishOutcome(Stored.STORED if each else Stored.UNROUTABLE) for each in stored]
+        return _outcomes(self._broker.publish(self._exchange, message) for message in messages)
+
+    def send_to(self, queue: str, messages: Sequence[Message]) -> list[PublishOutcome]:
+        """See :class:`~domain_event_broker.ports.Addressing`."""
+        self._check_open()
+        return _outcomes(self._broker.send_to(queue, message) for message in messages)
 
     def subscribe(self, subscription: Subscription) -> None:
         """See :class:`~domain_event_broker.ports.Transport`."""
@@ -466,6 +480,10 @@ def _check_options(subscription: Subscription) -> None:
                 f"handler {subscription.name!r} has {option}=True: queues of memory: do not vanish "
                 "with their consumer; RabbitMQ (amqp:) has such queues"
             )
+
+
+def _outcomes(stored: Iterable[bool]) -> list[PublishOutcome]:
+    return [PublishOutcome(Stored.STORED if each else Stored.UNROUTABLE) for each in stored]
 
 
 def _delivery(queue: str, number: int, entry: _Entry) -> Delivery:

@@ -109,11 +109,27 @@ class RabbitMQTransport:
 
         :raises BrokerUnavailable: the connection was lost, or no answer came in time.
         """
+        return self._publish(messages, self._sender_to_exchange, self._outgoing)
+
+    @_translated
+    def send_to(self, queue: str, messages: Sequence[Message]) -> list[PublishOutcome]:
+        """See :class:`~domain_event_broker.ports.Addressing`; pipelined and refused as by :meth:`publish`."""
+        return self._publish(
+            messages,
+            self._any_sender,
+            lambda each: Outgoing("", queue, wire.for_one_handler(each), each.body),
+        )
+
+    def _publish(
+        self,
+        messages: Sequence[Message],
+        sender: Callable[[], Sender],
+        outgoing: Callable[[Message], Outgoing],
+    ) -> list[PublishOutcome]:
         outcomes = [self._refusal(message) for message in messages]
         accepted = [index for index, refused in enumerate(outcomes) if refused is None]
         if accepted:
-            sender = self._sender_to_exchange()
-            sent = self._send(sender, [self._outgoing(messages[index]) for index in accepted])
+            sent = self._send(sender(), [outgoing(messages[index]) for index in accepted])
             for index, outcome in zip(accepted, sent, strict=True):
                 outcomes[index] = outcome
         return [outcome for outcome in outcomes if outcome is not None]

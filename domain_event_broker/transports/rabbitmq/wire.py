@@ -97,6 +97,14 @@ def for_message(message: Message) -> pika.BasicProperties:
     return properties
 
 
+def for_one_handler(message: Message) -> pika.BasicProperties:
+    """Return the properties with which an event goes into the queue of one handler, past the exchange.
+
+    As with all copies, nothing in them sends it elsewhere, or lets it expire.
+    """
+    return copied(for_message(message), message.routing_key)
+
+
 def received_headers(properties: pika.BasicProperties) -> dict[str, Any]:
     """Return all headers of a delivery, with those of ours that travel as properties."""
     headers: dict[str, Any] = properties.headers or {}
