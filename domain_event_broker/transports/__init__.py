@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Any, cast
 
 from domain_event_broker.config import BrokerSettings, mask, scheme
@@ -59,6 +58,9 @@ def transport_class(urls: Sequence[str]) -> Any:
         )
     if name in BUILT_IN:
         return _load(name, BUILT_IN[name])
+    # Looking for packages takes a while to import, and the transports of most are built in.
+    from importlib.metadata import entry_points
+
     for found in entry_points(group=ENTRY_POINT_GROUP, name=name):
         return found.load()
     raise ConfigurationError(

@@ -54,3 +54,34 @@ except MissingDependency as error:
     print(error)
 """
     assert _run(program).endswith("pip install 'django-domain-event-broker[typed]'")
+
+
+def test_who_publishes_loads_nothing_of_what_subscribers_need() -> None:
+    parts = ("handlers", "injection", "subscriber", "workers", "replay", "transports.rabbitmq")
+    program = f"""
+import sys
+from domain_event_broker import DomainEvent, publish_domain_event
+publish_domain_event("a.b", {{"n": 1}}, connection_settings="memory:")
+print([part for part in {parts!r} if "domain_event_broker." + part in sys.modules])
+print("importlib.metadata" in sys.modules)
+"""
+    assert _run(program) == "[]\nFalse"
+
+
+def test_a_module_is_there_once_the_package_is_imported() -> None:
+    program = """
+import domain_event_broker
+domain_event_broker.settings.BROKER = None
+print(domain_event_broker.publisher.publish_domain_event is domain_event_broker.publish_domain_event)
+"""
+    assert _run(program) == "True"
+
+
+def test_each_public_name_is_that_of_the_module_that_has_it() -> None:
+    for module, names in domain_event_broker._NAMES.items():
+        for name in names:
+            assert getattr(getattr(domain_event_broker, module), name) is getattr(domain_event_broker, name)
+    assert {name for names in domain_event_broker._NAMES.values() for name in names} == {
+        *domain_event_broker.__all__,
+        "EventModel",
+    } - {"__version__"}
