@@ -26,6 +26,7 @@ from domain_event_broker.ports import DeadLetters, Inbox, Stored
 from domain_event_broker.publisher import to_event
 from domain_event_broker.stats import Stats
 from domain_event_broker.subscriber import Consumer
+from domain_event_broker.telemetry.tracing import created, traced
 from domain_event_broker.transports import memory
 from domain_event_broker.transports.memory import MemoryTransport
 
@@ -58,21 +59,27 @@ class MemoryBus:
     :param name: that of the ``memory://`` broker; default: one of its own.
     :param inbox: calls the handlers; default: directly.
     :param settings: defaults of handlers, as in ``DOMAIN_EVENT_BROKER["SUBSCRIBER"]``.
+    :param tracing: whether publishing and handling make spans of OpenTelemetry.
     """
 
     def __init__(
-        self, name: str = "", inbox: Inbox | None = None, settings: SubscriberSettings | None = None
+        self,
+        name: str = "",
+        inbox: Inbox | None = None,
+        settings: SubscriberSettings | None = None,
+        *,
+        tracing: bool = False,
     ) -> None:
         #: A broker that others can name may be in use by them: it stays when this bus ends.
         self._is_private = not name
         self._name = name or f"bus-{os.getpid()}-{next(_numbers)}"
         self._settings = BrokerSettings(
-            url=(f"memory://{self._name}",), subscriber=settings or SubscriberSettings()
+            url=(f"memory://{self._name}",), subscriber=settings or SubscriberSettings(), tracing=tracing
         )
         self._inbox = inbox or DirectInbox()
         self._bodies = bodies_of(self._settings)
         self._broker = memory.broker(self._name)
-        self._transport = MemoryTransport(self._settings)
+        self._transport = traced(MemoryTransport(self._settings), self._settings)
         self._lock = threading.RLock()
         self._members: list[_Member] = []
         #: Figures of this object, and of handlers that are gone.
@@ -160,6 +167,8 @@ class MemoryBus:
         :raises BrokerUnavailable: the bus was shut down.
         """
         messages = [self._bodies.encode(to_event(event)) for event in events]
+        if self._settings.tracing:
+            messages = created(messages, self._settings)
         with self._lock:
             self._check_open()
             outcomes = self._transport.publish(messages)

@@ -101,6 +101,7 @@ class BrokerSettings:
     :param codec: dotted paths of objects that seal and open bodies: the first seals, all of them
         open. ``"plain"`` stands for no sealing. Empty: bodies are plain.
     :param accept_plain: whether bodies that no codec sealed are handled where there are codecs.
+    :param tracing: whether events carry the trace of OpenTelemetry that they are part of, and make spans.
     """
 
     url: tuple[str, ...]
@@ -111,6 +112,7 @@ class BrokerSettings:
     redact: str | None = field(default=None, metadata={"dotted": True})
     codec: tuple[str, ...] = ()
     accept_plain: bool = True
+    tracing: bool = False
     outbox: OutboxSettings = OutboxSettings()
     subscriber: SubscriberSettings = SubscriberSettings()
 
@@ -159,8 +161,8 @@ def resolve(connection_settings: object) -> BrokerSettings | None:
     """Return the settings behind the argument ``connection_settings`` of the public functions.
 
     :param connection_settings: a URL (or any value of the setting); ``""``: the default
-        broker; ``None``: switched off. A URL says nothing of codecs: those of the settings in
-        force are used, so that what is sealed elsewhere in a program is sealed there too.
+        broker; ``None``: switched off. A URL says nothing of codecs and of tracing: those of the settings
+        in force are used, so that what is sealed elsewhere in a program is sealed there too.
     """
     if connection_settings == "":
         return current()
@@ -168,7 +170,7 @@ def resolve(connection_settings: object) -> BrokerSettings | None:
     if settings is None or isinstance(connection_settings, Mapping):
         return settings
     default = current()
-    return settings if default is None else _with_codecs_of(settings, default)
+    return settings if default is None else _as_elsewhere(settings, default)
 
 
 def parse(value: object) -> BrokerSettings | None:
@@ -196,10 +198,10 @@ def with_exchange(settings: BrokerSettings, exchange: str, exchange_type: str) -
     return replace(settings, **changed) if changed else settings  # type: ignore[arg-type]
 
 
-def _with_codecs_of(settings: BrokerSettings, other: BrokerSettings) -> BrokerSettings:
-    if not other.codec:
+def _as_elsewhere(settings: BrokerSettings, other: BrokerSettings) -> BrokerSettings:
+    if not other.codec and not other.tracing:
         return settings
-    return replace(settings, codec=other.codec, accept_plain=other.accept_plain)
+    return replace(settings, codec=other.codec, accept_plain=other.accept_plain, tracing=other.tracing)
 
 
 def _shown(given: object) -> str:

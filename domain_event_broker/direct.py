@@ -25,6 +25,7 @@ from domain_event_broker.events import DomainEvent, Message, TypedEvent, encode,
 from domain_event_broker.options import EventOptions
 from domain_event_broker.ports import PublishOutcome, Stored, Transport
 from domain_event_broker.stats import Stats
+from domain_event_broker.telemetry.tracing import created
 from domain_event_broker.transports import open_transport
 
 logger = logging.getLogger("domain_event_broker.publisher")
@@ -146,7 +147,10 @@ class Publisher:
         :raises InvalidEvent: it cannot be sent as it is.
         """
         made = _to_message(event, routing_key, self._settings)
-        return bodies_of(self._settings).seal(made) if self._settings else made
+        if self._settings is None:
+            return made
+        sealed = bodies_of(self._settings).seal(made)
+        return created([sealed], self._settings)[0] if self._settings.tracing else sealed
 
     def send(self, messages: Sequence[Message]) -> list[PublishOutcome]:
         """Send messages in order; return the broker's answer to each, whatever it is.

@@ -28,6 +28,7 @@ from domain_event_broker.errors import InvalidEvent
 from domain_event_broker.events import DomainEvent, TypedEvent, encode
 from domain_event_broker.options import EventOptions
 from domain_event_broker.ports import Outbox
+from domain_event_broker.telemetry.tracing import created
 
 __all__ = [
     "Publisher",
@@ -229,6 +230,8 @@ def _publish(
         return
     bodies = bodies_of(settings)
     messages = [bodies.encode(event) for event in events]
+    if settings.tracing:
+        messages = created(messages, settings)
     if _outbox is not None and _is_default(connection_settings, settings):
         _outbox.store(messages, using=using, deliver_at=deliver_at)
     elif deliver_at is not None:

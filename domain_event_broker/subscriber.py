@@ -17,12 +17,13 @@ from domain_event_broker import config
 from domain_event_broker.codecs import bodies_of
 from domain_event_broker.config import BrokerSettings, SubscriberSettings
 from domain_event_broker.errors import BrokerUnavailable, HandlerError, HandlerStuck, UnsupportedOption
-from domain_event_broker.execution import DirectInbox, Execution
+from domain_event_broker.execution import DirectInbox
 from domain_event_broker.handlers import DeadLetter, Handler, HandlerFunction, Registry, normalised
 from domain_event_broker.observer import NOBODY, Observer
 from domain_event_broker.patience import Outage, StopFlag
 from domain_event_broker.ports import Action, Capabilities, Inbox, Settlement, Subscription, Transport
 from domain_event_broker.stats import Stats
+from domain_event_broker.traced import execution_of
 from domain_event_broker.transports import open_transport
 from domain_event_broker.workers import Workers
 
@@ -126,7 +127,9 @@ class Consumer:
         defaults = settings.subscriber
         bodies = bodies_of(settings)
         self._executions = {
-            each.name: Execution(each, each.policy(defaults.max_retries), inbox or _inbox, bodies)
+            each.name: execution_of(
+                settings, each, each.policy(defaults.max_retries), inbox or _inbox, bodies
+            )
             for each in handlers
         }
         self._limits = {handler.name: handler.concurrency or defaults.concurrency for handler in handlers}

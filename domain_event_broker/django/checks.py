@@ -19,6 +19,7 @@ from domain_event_broker.errors import ConfigurationError, DomainEventBrokerErro
 from domain_event_broker.handlers import Handler
 from domain_event_broker.ports import Capabilities
 from domain_event_broker.subscriber import check_supported, subscription_of
+from domain_event_broker.telemetry.tracing import REQUIREMENT
 from domain_event_broker.transports import transport_class
 
 TAG = "domain_event_broker"
@@ -40,7 +41,7 @@ def check_settings(**_: Any) -> list[CheckMessage]:
             transport_class(broker.url)
     except DomainEventBrokerError as error:
         return [Error(str(error), id=f"{TAG}.E001")]
-    return _check_celery(broker)
+    return [*_check_celery(broker), *_check_tracing(broker)]
 
 
 def _check_celery(broker: BrokerSettings | None) -> list[CheckMessage]:
@@ -51,6 +52,18 @@ def _check_celery(broker: BrokerSettings | None) -> list[CheckMessage]:
             "OUTBOX.RELAY_TASK is on, and Celery is not installed: no commit starts the relay task",
             hint="pip install 'django-domain-event-broker[celery]', or run manage.py run_relay instead",
             id=f"{TAG}.E006",
+        )
+    ]
+
+
+def _check_tracing(broker: BrokerSettings | None) -> list[CheckMessage]:
+    if broker is None or not broker.tracing or find_spec("opentelemetry") is not None:
+        return []
+    return [
+        Error(
+            "TRACING is on, and OpenTelemetry is not installed: nothing can be published",
+            hint=f"pip install '{REQUIREMENT}', or switch it off",
+            id=f"{TAG}.E007",
         )
     ]
 

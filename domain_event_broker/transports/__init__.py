@@ -13,6 +13,7 @@ from typing import Any, cast
 from domain_event_broker.config import BrokerSettings, mask, scheme
 from domain_event_broker.errors import ConfigurationError, MissingDependency
 from domain_event_broker.ports import Subscription, Transport
+from domain_event_broker.telemetry.tracing import traced
 
 #: Where the built-in transports are written. They are imported when first opened, so that a
 #: program pays for the driver of its own broker only.
@@ -36,7 +37,7 @@ def open_transport(settings: BrokerSettings) -> Transport:
     :raises ConfigurationError: no transport has this scheme, or its package is missing.
     :raises BrokerUnavailable: no URL answered.
     """
-    return cast(Transport, transport_class(settings.url)(settings))
+    return traced(cast(Transport, transport_class(settings.url)(settings)), settings)
 
 
 def declare_all(transport: Transport, subscriptions: Sequence[Subscription]) -> None:

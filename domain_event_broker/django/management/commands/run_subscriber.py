@@ -19,6 +19,7 @@ from domain_event_broker.django.processes import supervise
 from domain_event_broker.django.terminal import table
 from domain_event_broker.handlers import Handler, describe
 from domain_event_broker.subscriber import Consumer, subscription_of
+from domain_event_broker.telemetry.tracing import flush
 
 #: Seconds between two looks of a child process at whether its parent still lives.
 ORPHAN_CHECK_SECONDS = 1.0
@@ -101,7 +102,10 @@ class Command(BrokerCommand):
         names = ", ".join(handler.name for handler in handlers)
         self.stdout.write(f"Handling events from {settings.masked_url} with {names}. Ctrl-C stops.")
         self.stdout.flush()  # a log file would have it when the process ends
-        consumer.run()
+        try:
+            consumer.run()
+        finally:
+            flush(settings)  # a process of several ends without a word to whoever set up the exporter
 
     def _list(self, handlers: Sequence[Handler]) -> None:
         if not handlers:
