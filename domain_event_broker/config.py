@@ -88,6 +88,24 @@ class SubscriberSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class MonitoringSettings:
+    """``DOMAIN_EVENT_BROKER["MONITORING"]``: how relays and subscribers are watched over HTTP.
+
+    :param address: interface that ``--metrics-port`` and ``--health-port`` listen on.
+    :param stuck_seconds: time after which a worker that should have gone on counts as stuck:
+        ``/livez`` fails.
+    :param away_seconds: time for which broker or database may be away before ``/readyz`` fails.
+    :param lag_seconds: age of the oldest event in the outbox from which on ``/readyz`` of a relay
+        fails, and the view ``domain_event_broker.django.health.health``.
+    """
+
+    address: str = "127.0.0.1"
+    stuck_seconds: float = field(default=180.0, metadata={"most": _DAY})
+    away_seconds: float = field(default=60.0, metadata={"least": 0, "most": _DAY})
+    lag_seconds: float = field(default=300.0, metadata={"most": _DAY})
+
+
+@dataclass(frozen=True, slots=True)
 class BrokerSettings:
     """``DOMAIN_EVENT_BROKER``: where the broker is, and how it is used.
 
@@ -115,6 +133,7 @@ class BrokerSettings:
     tracing: bool = False
     outbox: OutboxSettings = OutboxSettings()
     subscriber: SubscriberSettings = SubscriberSettings()
+    monitoring: MonitoringSettings = MonitoringSettings()
 
     @property
     def masked_url(self) -> str:
@@ -233,7 +252,7 @@ def _convert(hint: Any, limits: Mapping[str, Any], given: Any, path: str) -> Any
         return _urls(path, given)
     if path == "DOMAIN_EVENT_BROKER['CODEC']":
         return _codecs(path, given)
-    if hint in (OutboxSettings, SubscriberSettings):
+    if hint in (OutboxSettings, SubscriberSettings, MonitoringSettings):
         if not isinstance(given, Mapping):
             raise ConfigurationError(f"{path} is {_shown(given)}, not a dict")
         return _build(hint, given, path)

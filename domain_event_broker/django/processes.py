@@ -7,8 +7,9 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import NoReturn
 
 from django.db import connections
@@ -21,21 +22,29 @@ RESTART_SECONDS = 2.0
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+@dataclass(frozen=True, slots=True)
+class _Child:
+    """A process: which of the works it does, and the reading of ``time.monotonic()`` at its start."""
+
+    number: int
+    started: float
+
+
 class _Family:
     """The children of this process, by process id."""
 
-    def __init__(self, work: Callable[[], None]) -> None:
-        self._work = work
+    def __init__(self, works: Sequence[Callable[[], None]]) -> None:
+        self._works = works
         self._stopping = False
-        self.children: dict[int, float] = {}
+        self.children: dict[int, _Child] = {}
 
     @property
     def stopping(self) -> bool:
         """Whether the children were told to stop."""
         return self._stopping
 
-    def start(self) -> None:
-        """Fork a child that does the work and exits.
+    def start(self, number: int) -> None:
+        """Fork a child that does the work of this number and exits.
 
         Signals to stop wait meanwhile: one that came after the fork and before the child is known
         would not be passed on to it, and it would be waited for without end.
@@ -45,18 +54,18 @@ class _Family:
         try:
             pid = os.fork()
             if not pid:
-                self._work_and_exit(mask)
-            self.children[pid] = time.monotonic()
+                self._work_and_exit(number, mask)
+            self.children[pid] = _Child(number, time.monotonic())
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
-    def _work_and_exit(self, mask: Iterable[int]) -> NoReturn:
+    def _work_and_exit(self, number: int, mask: Iterable[int]) -> NoReturn:
         code = 1
         try:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent passes it on
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            self._work()
+            self._works[number]()
             code = 0
         except BaseException:
             traceback.print_exc()
@@ -76,22 +85,25 @@ class _Family:
         self._stopping = True
 
 
-def supervise(work: Callable[[], None], processes: int) -> int:
-    """Run ``work`` in so many processes until told to stop; one that dies is replaced.
+def supervise(
+    works: Sequence[Callable[[], None]], on_death: Callable[[int], None] = lambda number: None
+) -> int:
+    """Do each of ``works`` in a process of its own until told to stop; one that dies is replaced.
 
+    :param on_death: called with the number of the work, from 0 on, before another process is started for it.
     :return: exit code: 0 if all ended as they should after a signal, else 1.
     """
-    family = _Family(work)
-    for number in _STOP_SIGNALS:
-        signal.signal(number, family.on_signal)
-    for _ in range(processes):
+    family = _Family(works)
+    for signum in _STOP_SIGNALS:
+        signal.signal(signum, family.on_signal)
+    for number in range(len(works)):
         if not family.stopping:
-            family.start()
+            family.start(number)
     failed = False
     while family.children:
         pid, status = os.wait()
-        started = family.children.pop(pid, None)
-        if started is None:
+        child = family.children.pop(pid, None)
+        if child is None:
             continue
         code = os.waitstatus_to_exitcode(status)
         if family.stopping:
@@ -99,9 +111,10 @@ def supervise(work: Callable[[], None], processes: int) -> int:
             failed = failed or code not in (0, -signal.SIGTERM)
             continue
         logger.error("process %d ended with code %d; starting another", pid, code)
-        _pause_before_restart(family, started)
+        on_death(child.number)
+        _pause_before_restart(family, child.started)
         if not family.stopping:
-            family.start()
+            family.start(child.number)
     return 1 if failed else 0
 
 

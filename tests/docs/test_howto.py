@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from dataclasses import replace
 
 import pika
 import pytest
 
 from tests.docs.pages import DOCS, Page
 from tests.docs.reader import Reader
+from tests.harness.ports import lease_port
 from tests.harness.waiting import wait_until
 
 #: Files of the quickstart that the pages build on.
 START = ("mysite/settings.py", "orders/models.py", "orders/services.py")
-#: Pages that need RabbitMQ, and have a test of their own.
-ON_RABBITMQ = ("migrate.rst", "celery.rst")
-PAGES = [Page(path) for path in sorted((DOCS / "how-to").glob("*.rst")) if path.name not in ON_RABBITMQ]
+#: Pages that need RabbitMQ, or ports of this machine, and have a test of their own.
+APART = ("migrate.rst", "celery.rst", "watch.rst")
+PAGES = [Page(path) for path in sorted((DOCS / "how-to").glob("*.rst")) if path.name not in APART]
 
 SUBSCRIBER = "python manage.py run_subscriber"
 
@@ -87,6 +89,19 @@ def test_services_on_the_older_library_can_be_moved_with_their_queues(
 
 def test_events_start_tasks_and_tasks_relay_events(broker_project: Reader) -> None:
     broker_project.follow(Page(DOCS / "how-to/celery.rst"))
+
+
+def test_workers_can_be_watched(project: Reader) -> None:
+    ports = {written: lease_port() for written in ("9401", "9402")}
+    # Nobody but this machine shall see them, not even in a test.
+    here = {**{written: str(lease.port) for written, lease in ports.items()}, "0.0.0.0": "127.0.0.1"}
+    for block in Page(DOCS / "how-to/watch.rst").blocks():
+        text = block.text
+        for written, actual in here.items():
+            text = text.replace(written, actual)
+        project.do(replace(block, text=text))
+    for lease in ports.values():
+        lease.release()
 
 
 def test_settings_of_the_reference_are_accepted(project: Reader) -> None:

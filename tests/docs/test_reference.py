@@ -16,7 +16,7 @@ from docutils import nodes
 
 import domain_event_broker
 from domain_event_broker import errors
-from domain_event_broker.config import BrokerSettings, OutboxSettings, SubscriberSettings
+from domain_event_broker.config import BrokerSettings, MonitoringSettings, OutboxSettings, SubscriberSettings
 from domain_event_broker.django.management import base
 from tests.docs.pages import DOCS, ROOT, Page, all_pages
 
@@ -51,7 +51,7 @@ def _type_name(hint: Any) -> str:
 def _declared(cls: type[Any]) -> list[list[str]]:
     """Key, type and default of each plain setting of a dataclass."""
     hints = get_type_hints(cls)
-    nested = (OutboxSettings, SubscriberSettings)
+    nested = (OutboxSettings, SubscriberSettings, MonitoringSettings)
     return [
         [item.name.upper(), _type_name(hints[item.name]), _written(item.default)]
         for item in fields(cls)
@@ -64,12 +64,16 @@ def _written(default: object) -> str:
     return str(default) if isinstance(default, (int, float)) else repr(default).replace("'", '"')
 
 
+#: Settings whose types and defaults are told in words.
+_FREE = ("URL", "CODEC", "OUTBOX", "SUBSCRIBER", "MONITORING")
+
 settings_sections = pytest.mark.parametrize(
     ("title", "cls"),
     [
         ("Top level", BrokerSettings),
         ("OUTBOX", OutboxSettings),
         ("SUBSCRIBER", SubscriberSettings),
+        ("MONITORING", MonitoringSettings),
     ],
 )
 
@@ -77,7 +81,7 @@ settings_sections = pytest.mark.parametrize(
 @settings_sections
 def test_settings_are_listed_with_their_types_and_defaults(title: str, cls: type[Any]) -> None:
     rows = [row[:3] for row in _rows(_section(Page(REFERENCE / "settings.rst"), title))]
-    assert [row for row in rows if row[0] not in ("URL", "CODEC", "OUTBOX", "SUBSCRIBER")] == _declared(cls)
+    assert [row for row in rows if row[0] not in _FREE] == _declared(cls)
 
 
 @settings_sections

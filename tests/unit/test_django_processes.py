@@ -24,7 +24,7 @@ def fork_and_be_told_to_stop():
     return pid
 
 os.fork = fork_and_be_told_to_stop
-code = processes.supervise(signal.pause, 3)
+code = processes.supervise([signal.pause] * 3)
 sys.exit(code if len(forks) == 1 else 9)
 """
 

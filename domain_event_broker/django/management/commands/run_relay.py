@@ -5,12 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from django.core.management.base import CommandParser
+from django.core.management.base import CommandError, CommandParser
 
 from domain_event_broker.config import BrokerSettings
-from domain_event_broker.django.management.base import FAILED, OK, BrokerCommand, at_least, on_stop_signals
+from domain_event_broker.django.management.base import (
+    FAILED,
+    OK,
+    USAGE,
+    BrokerCommand,
+    at_least,
+    on_stop_signals,
+)
+from domain_event_broker.django.management.watching import add_ports, is_watched, relay_monitor, watched
 from domain_event_broker.django.relay_outbox import DjangoRelayOutbox
 from domain_event_broker.django.terminal import Progress
+from domain_event_broker.observer import NOBODY
 from domain_event_broker.relay import Relay, RelayReport
 
 #: Events behind parked ones are counted no further than this.
@@ -37,20 +46,29 @@ class Command(BrokerCommand):
         )
         parser.add_argument("--database", help="alias of the database with the outbox")
         parser.add_argument("--batch-size", type=at_least(1), help="events sent at once (default: 500)")
+        add_ports(parser)
 
     def run(self, **options: Any) -> int:
         """Run the relay."""
+        if is_watched(options) and (options["once"] or options["drain"]):
+            raise CommandError(
+                "--metrics-port and --health-port are for a relay that goes on: leave --once or --drain out",
+                returncode=USAGE,
+            )
         settings = self._settings(options)
         outbox = DjangoRelayOutbox(settings.outbox.database, settings.outbox)
         if options["drain"]:
             return self._drain(settings, outbox)
-        relay = Relay(outbox, settings)
-        on_stop_signals(relay.stop)
         if options["once"]:
+            relay = Relay(outbox, settings)
+            on_stop_signals(relay.stop)
             return self._summary(relay.run_once(), outbox)
+        monitor = relay_monitor(options, settings, outbox.alias) if is_watched(options) else None
+        relay = Relay(outbox, settings, observer=monitor.observer if monitor else NOBODY)
+        on_stop_signals(relay.stop)
         self.stdout.write(f"Relaying to {settings.masked_url}. Ctrl-C stops.")
-        self.stdout.flush()  # a log file would have it when the process ends
-        relay.run()
+        with watched(monitor, self.stdout):
+            relay.run()
         return self._summary(relay.report)
 
     def _settings(self, options: dict[str, Any]) -> BrokerSettings:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from django.core.management.base import CommandParser
@@ -15,9 +16,18 @@ from domain_event_broker.config import BrokerSettings
 from domain_event_broker.django.discovery import discover
 from domain_event_broker.django.known_queues import KnownQueues
 from domain_event_broker.django.management.base import OK, BrokerCommand, at_least, on_stop_signals
+from domain_event_broker.django.management.watching import (
+    add_ports,
+    announce,
+    is_watched,
+    subscriber_monitor,
+    watched,
+)
 from domain_event_broker.django.processes import supervise
 from domain_event_broker.django.terminal import table
 from domain_event_broker.handlers import Handler, describe
+from domain_event_broker.monitoring.monitor import SubscriberMonitor
+from domain_event_broker.observer import NOBODY, Observer
 from domain_event_broker.subscriber import Consumer, subscription_of
 from domain_event_broker.telemetry.tracing import flush
 
@@ -60,6 +70,7 @@ class Command(BrokerCommand):
         parser.add_argument(
             "--reload", action="store_true", help="start anew when code changes, for development"
         )
+        add_ports(parser)
 
     def run(self, **options: Any) -> int:
         """Run the handlers."""
@@ -69,13 +80,47 @@ class Command(BrokerCommand):
             return OK
         settings = self._settings(options)
         if options["reload"]:
-            autoreload.run_with_reloader(self._consume, handlers, settings, reloading=True)
+            autoreload.run_with_reloader(self._run_alone, handlers, settings, options)
         elif options["processes"] > 1:
-            parent = os.getpid()
-            return supervise(lambda: self._consume(handlers, settings, parent=parent), options["processes"])
+            return self._run_several(handlers, settings, options)
         else:
-            self._consume(handlers, settings)
+            self._run_alone(handlers, settings, options)
         return OK
+
+    def _run_alone(
+        self, handlers: Sequence[Handler], settings: BrokerSettings, options: dict[str, Any]
+    ) -> None:
+        monitor = _monitor(handlers, settings, options, 1)
+        with watched(monitor, self.stdout):
+            observer = monitor.observer() if monitor else NOBODY
+            # The reloader has signals of its own, and runs this in a thread.
+            self._consume(handlers, settings, observer, with_signals=not options["reload"])
+
+    def _run_several(
+        self, handlers: Sequence[Handler], settings: BrokerSettings, options: dict[str, Any]
+    ) -> int:
+        """Run several subscribers, and beside them a process that shows them, if somebody wants to see.
+
+        That is not this one: it forks, which goes wrong where there are threads.
+        """
+        processes, parent = options["processes"], os.getpid()
+        monitor = _monitor(handlers, settings, options, processes)
+
+        def consume(number: int) -> None:
+            observer = NOBODY
+            if monitor is not None:
+                monitor.close()
+                observer = monitor.observer(number)
+            self._consume(handlers, settings, observer, parent)
+
+        works: list[Callable[[], None]] = [partial(consume, number) for number in range(processes)]
+        if monitor is None:
+            return supervise(works)
+        announce(monitor, self.stdout)
+        return supervise(
+            [*works, partial(_show, monitor, parent)],
+            lambda number: monitor.died(number) if number < processes else None,
+        )
 
     def _settings(self, options: dict[str, Any]) -> BrokerSettings:
         settings = self.settings()
@@ -90,15 +135,16 @@ class Command(BrokerCommand):
         self,
         handlers: Sequence[Handler],
         settings: BrokerSettings,
+        observer: Observer,
         parent: int | None = None,
-        reloading: bool = False,
+        with_signals: bool = True,
     ) -> None:
         KnownQueues(settings).remember(subscription_of(each, settings.subscriber) for each in handlers)
-        consumer = Consumer(handlers, settings)
-        if not reloading:  # the reloader has signals of its own, and runs this in a thread
+        consumer = Consumer(handlers, settings, observer=observer)
+        if with_signals:
             on_stop_signals(consumer.stop)
         if parent is not None:
-            _stop_as_orphan(consumer, parent)
+            _as_orphan(consumer.stop, parent)
         names = ", ".join(handler.name for handler in handlers)
         self.stdout.write(f"Handling events from {settings.masked_url} with {names}. Ctrl-C stops.")
         self.stdout.flush()  # a log file would have it when the process ends
@@ -117,13 +163,29 @@ class Command(BrokerCommand):
         self.stdout.write(table(("HANDLER", "EVENTS", "FUNCTION"), rows))
 
 
-def _stop_as_orphan(consumer: Consumer, parent: int) -> None:
+def _monitor(
+    handlers: Sequence[Handler], settings: BrokerSettings, options: dict[str, Any], processes: int
+) -> SubscriberMonitor | None:
+    if not is_watched(options):
+        return None
+    return subscriber_monitor(options, settings, [each.name for each in handlers], processes)
+
+
+def _show(monitor: SubscriberMonitor, parent: int) -> None:
+    """Answer requests for as long as the parent process lives."""
+    gone = threading.Event()
+    monitor.start()
+    _as_orphan(gone.set, parent)
+    gone.wait()
+
+
+def _as_orphan(stop: Callable[[], None], parent: int) -> None:
     """Stop when the parent process is gone: nobody would stop this one any more."""
 
     def watch() -> None:
         pause = threading.Event()
         while os.getppid() == parent:
             pause.wait(ORPHAN_CHECK_SECONDS)
-        consumer.stop()
+        stop()
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()

@@ -1,0 +1,1 @@
+"""Metrics for Prometheus and answers to health probes, over HTTP, for relays and subscribers."""

@@ -1,0 +1,125 @@
+"""Relays and subscribers as Prometheus and probes see them, with real servers and processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from tests.harness.rabbitmq import PrivateRabbitMQ
+from tests.harness.waiting import wait_until
+from tests.integration.monitoring.project import PATIENCE, Project
+
+MakeProject = Callable[..., Project]
+
+
+def test_a_relay_shows_what_it_sent_and_what_waits(make_project: MakeProject) -> None:
+    project = make_project()
+    project.run("declare_queues")
+    project.publish(*({"number": number} for number in range(7)))
+    with project.running("run_relay", "--metrics-port", "0") as relay:
+        relay.wait_for(7, "relay_events_total", "confirmed")
+        relay.wait_for(0, "outbox_pending_events")
+        metrics = relay.metrics()
+        assert metrics["relay_events_total", "unroutable"] == 0
+        assert metrics["relay_buckets",] == 64
+        assert metrics["relay_batch_seconds_count",] >= 1
+        assert metrics["outbox_up",] == 1
+        assert metrics["outbox_oldest_seconds",] == 0
+        assert metrics["outbox_held_events", "parked"] == 0
+        assert metrics["broker_away_seconds",] == 0
+        assert relay.probe("/livez") == (200, [])
+        assert relay.probe("/readyz") == (200, [])
+        assert relay.stop() == 0
+
+
+def test_counters_do_not_fall_when_a_process_is_killed_and_replaced(make_project: MakeProject) -> None:
+    project = make_project()
+    with project.running("run_subscriber", "--processes", "2", "--metrics-port", "0") as subscriber:
+        subscriber.wait_for(2, "processes")
+        with project.running("run_relay"):
+            project.publish(*({"number": number} for number in range(10)), {"refuse": True})
+            subscriber.wait_for(10, "handler_events_total", "parcels-sort", "handled")
+            subscriber.wait_for(1, "handler_events_total", "parcels-sort", "dead-lettered")
+            # Killed outright: what it has counted is in memory that it shared.
+            os.kill(project.sorted()[0][0], signal.SIGKILL)
+            subscriber.wait_for(1, "process_restarts_total")
+            subscriber.wait_for(2, "processes")
+            project.publish(*({"number": number} for number in range(10, 15)))
+            subscriber.wait_for(15, "handler_events_total", "parcels-sort", "handled")
+        metrics = subscriber.metrics()
+        assert metrics["handler_duration_seconds_count", "parcels-sort"] == 16
+        assert metrics["handler_duration_seconds_bucket", "parcels-sort", "+Inf"] == 16
+        assert metrics["handler_in_flight_events", "parcels-sort"] == 0
+        subscriber.wait_for(1, "queue_events", "parcels-sort", "dead")
+        subscriber.wait_for(2, "queue_consumers", "parcels-sort")
+        assert subscriber.probe("/livez") == (200, [])
+        assert subscriber.probe("/readyz") == (200, [])
+        assert subscriber.stop() == 0
+
+
+def test_a_frozen_process_is_not_live(make_project: MakeProject) -> None:
+    project = make_project(MONITORING={"STUCK_SECONDS": 2})
+    with project.running("run_subscriber", "--processes", "2", "--health-port", "0") as subscriber:
+        wait_until(lambda: subscriber.probe("/readyz") == (200, []), PATIENCE, subscriber.printed)
+        with project.running("run_relay"):
+            project.publish({"number": 1})
+            wait_until(project.sorted, PATIENCE, subscriber.printed)
+        frozen = project.sorted()[0][0]
+        os.kill(frozen, signal.SIGSTOP)
+        try:
+            wait_until(lambda: subscriber.probe("/livez")[0] == 503, PATIENCE, subscriber.printed)
+            (reason,) = subscriber.probe("/livez")[1]
+            assert "of 2 should have gone on" in reason
+            assert subscriber.get("/metrics")[0] == 404
+        finally:
+            os.kill(frozen, signal.SIGCONT)
+        wait_until(lambda: subscriber.probe("/livez") == (200, []), PATIENCE, subscriber.printed)
+
+
+def test_a_broker_that_is_away_shows_and_a_scrape_goes_on(make_project: MakeProject) -> None:
+    with PrivateRabbitMQ() as broker:
+        project = make_project(URL=broker.url(), MONITORING={"AWAY_SECONDS": 1})
+        with (
+            project.running("run_subscriber", "--metrics-port", "0") as subscriber,
+            project.running("run_relay", "--metrics-port", "0") as relay,
+        ):
+            subscriber.wait_for(1, "queues_up")
+            subscriber.wait_for(0, "queue_events", "parcels-sort", "ready")
+            broker.stop()
+            project.publish({"number": 1})
+            for worker in (subscriber, relay):
+                wait_until(lambda worker=worker: worker.probe("/readyz")[0] == 503, PATIENCE)
+                assert "the broker has been away for" in worker.probe("/readyz")[1][0]
+                assert worker.probe("/livez") == (200, [])
+                assert worker.metrics()["broker_away_seconds",] > 0
+            subscriber.wait_for(0, "queues_up")
+            assert subscriber.metrics()["queue_events", "parcels-sort", "ready"] == 0
+            broker.start()
+            for worker in (subscriber, relay):
+                wait_until(lambda worker=worker: worker.probe("/readyz") == (200, []), PATIENCE)
+            subscriber.wait_for(1, "handler_events_total", "parcels-sort", "handled")
+            assert subscriber.metrics()["reconnects_total",] >= 1
+
+
+def test_events_that_nobody_sends_make_a_relay_unready(make_project: MakeProject) -> None:
+    project = make_project(URL="amqp://nobody:secret-word@127.0.0.1:1/", MONITORING={"LAG_SECONDS": 1})
+    project.publish({"number": 1})
+    with project.running("run_relay", "--metrics-port", "0") as relay:
+        wait_until(lambda: "waited" in str(relay.probe("/readyz")[1]), PATIENCE)
+        wait_until(lambda: relay.metrics()["outbox_oldest_seconds",] > 1, PATIENCE)
+        assert relay.metrics()["outbox_pending_events",] == 1
+        assert "secret-word" not in relay.get("/readyz")[1] + relay.get("/metrics")[1] + relay.printed()
+
+
+@pytest.mark.parametrize("command", ["run_relay", "run_subscriber"])
+def test_a_port_that_is_taken_is_told_at_once(command: str, make_project: MakeProject) -> None:
+    project = make_project()
+    with project.running("run_relay", "--health-port", "0") as relay:
+        port = relay.url.rpartition(":")[2]
+        with project.running(command, "--metrics-port", port) as second:
+            assert second.process.wait(PATIENCE) == 2
+            log = (project.directory / f"{command}.log").read_text()
+    assert f"cannot listen on 127.0.0.1 port {port}" in log
