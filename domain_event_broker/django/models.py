@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 
 from django.db import models
 
+from domain_event_broker.django.backfill_models import Backfill
 from domain_event_broker.django.transport_models import (
     DeadDelivery,
     DeadLetter,
@@ -24,6 +25,7 @@ from domain_event_broker.events import Message
 __all__ = [
     "BUCKETS",
     "ArchivedEvent",
+    "Backfill",
     "BrokerOverview",
     "DeadDelivery",
     "DeadLetter",

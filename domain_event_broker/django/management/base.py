@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import BaseCommand, CommandError, CommandParser, DjangoHelpFormatter
 
 from domain_event_broker import config
 from domain_event_broker.config import BrokerSettings
@@ -30,15 +30,35 @@ EXIT_CODES = (
 )
 
 
+class _HelpFormatter(DjangoHelpFormatter):
+    """Wraps paragraphs, and leaves lines that are indented as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.split("\n\n")
+        return "\n\n".join(
+            part if "\n" in part else super(_HelpFormatter, self)._fill_text(part, width, indent)
+            for part in paragraphs
+        )
+
+
 class BrokerCommand(BaseCommand):
     """A command whose errors of the library become one line and an exit code.
 
     Subclasses write :meth:`run` instead of ``handle``.
     """
 
+    #: What ``--help`` shows: for each, what it is for, and the command line after ``manage.py``.
+    examples: tuple[tuple[str, str], ...] = ()
+
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
-        """Let ``--help`` end with the exit codes."""
-        return super().create_parser(prog_name, subcommand, epilog=EXIT_CODES, **kwargs)
+        """Let ``--help`` end with examples and the exit codes."""
+        epilog = "\n\n".join(part for part in (self._shown_examples(), EXIT_CODES) if part)
+        kwargs.setdefault("formatter_class", _HelpFormatter)
+        return super().create_parser(prog_name, subcommand, epilog=epilog, **kwargs)
+
+    def _shown_examples(self) -> str:
+        lines = [f"  manage.py {line}\n      {purpose}" for purpose, line in self.examples]
+        return "\n".join(["Examples:", *lines]) if lines else ""
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Run the command, and turn what the library raises into an exit code."""
