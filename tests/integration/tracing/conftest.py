@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -88,8 +89,8 @@ def linked(span: ReadableSpan) -> list[tuple[int, int]]:
     return [(link.context.trace_id, link.context.span_id) for link in span.links]
 
 
-@pytest.fixture(scope="session")
-def _provider() -> Spans:
+@cache
+def _provided() -> Spans:
     """A process has one provider, for good; programs that have tracing off make no spans all the same."""
     exporter, saboteur = InMemorySpanExporter(), Saboteur()
     provider = TracerProvider()
@@ -100,12 +101,13 @@ def _provider() -> Spans:
 
 
 @pytest.fixture
-def spans(_provider: Spans, monkeypatch: pytest.MonkeyPatch) -> Iterator[Spans]:
+def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spans]:
     """The spans of this test."""
     monkeypatch.setattr(library_spans, "_told", [])
-    _provider._exporter.clear()
-    yield _provider
-    _provider.saboteur.armed = False
+    found = _provided()
+    found._exporter.clear()
+    yield found
+    found.saboteur.armed = False
 
 
 @pytest.fixture
