@@ -281,7 +281,7 @@ def _outbox_alerts(outbox: OutboxStatus, lag: float) -> Iterator[Alert]:
         )
         yield Alert(Level.WARNING, text, remedy, "lag", count=outbox.pending)
     if outbox.parked:
-        text = f"{_events(outbox.parked, 'is', 'are')} parked: the broker refused to take them."
+        text = f"{_events(outbox.parked, 'is', 'are')} parked, refused by the broker for good."
         remedy = "Read the reason in the admin under held events and mend it; there, retry or discard them."
         yield Alert(Level.WARNING, text, remedy, "parked", count=outbox.parked)
     if outbox.retrying:
@@ -312,7 +312,8 @@ def _queue_alerts(name: str, stats: QueueStats) -> Iterator[Alert]:
         yield Alert(Level.WARNING, text, remedy, "no-queue", name)
         return
     if stats.consumers == 0:
-        text = f"Nobody consumes {name}: {_events(stats.ready, 'waits', 'wait')}."
+        waiting = _events(stats.ready, "waits", "wait") if stats.ready else "nothing waits yet"
+        text = f"Nobody consumes {name}: {waiting}."
         level = Level.CRITICAL if stats.ready else Level.WARNING
         remedy = "Start 'manage.py run_subscriber', or see in its log why it does not serve this handler."
         yield Alert(level, text, remedy, "no-consumer", name, stats.ready)

@@ -16,6 +16,7 @@ from domain_event_broker import DomainEvent, handlers, subscribe
 from domain_event_broker.django.models import (
     ArchivedEvent,
     HeldEvent,
+    InboxEntry,
     OutboxEvent,
     RelayHeartbeat,
     RelayLease,
@@ -255,6 +256,45 @@ def test_an_overview_without_worries_says_so(visit: Visit, picture: Callable[[st
     visit.open(f"{ADMIN}/brokeroverview/")
     picture("overview-well")
     assert "All is well" in visit.browser.text(".deb-well")
+
+
+def test_the_page_of_an_event_tells_its_life_and_its_story(
+    visit: Visit, letters: tuple[str, list[DomainEvent]], picture: Callable[[str], None]
+) -> None:
+    browser = visit.browser
+    first = stage.sent("order.placed", story="req-81", key="order-7")
+    paid = stage.sent("payment.taken", story="req-81", cause=first.event_id, key="order-7")
+    stage.sent(f"mail.{stage.SCRIPT}", story="req-81", cause=paid.event_id)
+    stage.held("invoice.due", state=HeldEvent.State.SCHEDULED, story="req-81", cause=paid.event_id)
+    InboxEntry.objects.create(consumer="shipping.prepare", event_id=paid.event_id, handled_at=timezone.now())
+    visit.open(f"{ADMIN}/archivedevent/{paid.pk}/change/")
+    picture("event")
+    assert "Handled by shipping.prepare." in browser.text(".deb-timeline")
+    assert "mail.<script>" in browser.text(".deb-story")
+    assert browser.js("document.documentElement.scrollWidth") <= 1280
+    browser.width(400)
+    picture("event-narrow")
+    assert browser.js("document.documentElement.scrollWidth") <= 400
+    browser.width(1280)
+    browser.click(".deb-story a", leads_on=True)
+    assert first.event_id in browser.text(".field-shown_id")
+    browser.click(".deb-life table a", leads_on=True)
+    assert "payments.charge_card" in browser.text("h1")
+
+
+def test_sent_events_of_a_span_of_time_are_found(visit: Visit, picture: Callable[[str], None]) -> None:
+    browser = visit.browser
+    old, new = stage.sent("order.placed"), stage.sent("order.paid")
+    ArchivedEvent.objects.filter(pk=old.pk).update(published_at=timezone.now() - timedelta(days=2))
+    until = (timezone.now() - timedelta(days=1)).strftime("%Y-%m-%dT%H:%M")
+    visit.open(f"{ADMIN}/archivedevent/")
+    browser.js(f"document.querySelector('.deb-span [name=until]').value = '{until}'")
+    browser.click(".deb-span button", leads_on=True)
+    picture("sent-in-time")
+    assert old.event_id in browser.text("#result_list")
+    assert new.event_id not in browser.text("#result_list")
+    browser.click(".deb-span a", leads_on=True)
+    assert new.event_id in browser.text("#result_list")
 
 
 def test_relays_are_seen_with_what_they_have_to_do(visit: Visit, picture: Callable[[str], None]) -> None:

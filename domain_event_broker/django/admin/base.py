@@ -9,28 +9,30 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import django
 from django.contrib import admin
+from django.contrib.admin.utils import unquote
 from django.db import Error, connections, transaction
-from django.db.models import Model, Q, QuerySet
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
-from django.urls import NoReverseMatch, reverse
 from django.utils.html import format_html
-from django.utils.http import urlencode
 from django.utils.safestring import SafeString
 
 from domain_event_broker import redaction
 from domain_event_broker.django.admin import display
+from domain_event_broker.django.admin.filters import in_span
+from domain_event_broker.django.admin.life import life_of
+from domain_event_broker.django.admin.links import Links
 from domain_event_broker.django.admin.paging import (
     SEARCH_WINDOW,
     CappedPaginator,
     EventChangeList,
     newest,
 )
+from domain_event_broker.django.admin.story import story_of
 from domain_event_broker.django.conf import known_alias
 from domain_event_broker.django.database import unavailable
 from domain_event_broker.django.models import StoredEvent
 from domain_event_broker.django.outbox import outbox_alias
-from domain_event_broker.django.transport_models import DeadLetter
 from domain_event_broker.errors import DomainEventBrokerError
 
 if TYPE_CHECKING:
@@ -45,42 +47,6 @@ _REASON_IN_LIST = 120
 
 
 View = TypeVar("View", bound=Callable[..., HttpResponse])
-
-
-class Links:
-    """Addresses in the admin, for somebody who may see what is there; else they are empty.
-
-    :param site: name of the admin site.
-    """
-
-    def __init__(self, request: HttpRequest, site: str) -> None:
-        self._may = request.user.has_perm
-        self._site = site
-
-    def list(self, model: type[Model], **query: str) -> str:
-        """Return the address of a list."""
-        return self._url(model, "changelist", (), query)
-
-    def event(self, event: StoredEvent) -> str:
-        """Return the address of the page of an event."""
-        return self._url(type(event), "change", (event.pk,), {})
-
-    def letters(self, queue: str) -> str:
-        """Return the address of the dead letters of a handler."""
-        return self._url(DeadLetter, "changelist", (), {"queue": queue})
-
-    def may_view(self, model: type[Model]) -> bool:
-        """Tell whether the user may see the objects of ``model``."""
-        return self._may(f"{model._meta.app_label}.view_{model._meta.model_name}")
-
-    def _url(self, model: type[Model], view: str, args: tuple[Any, ...], query: dict[str, str]) -> str:
-        if not self.may_view(model):
-            return ""
-        try:
-            url = reverse(model_url(model, view), args=args, current_app=self._site)
-        except NoReverseMatch:
-            return ""  # the project has taken it out of its admin
-        return f"{url}?{urlencode(query)}" if query else url
 
 
 def in_words(view: View) -> View:
@@ -174,15 +140,18 @@ class StoredEventAdmin(ReadOnlyAdmin):
     list_per_page = 50
     #: Counts beside filters would read the whole table; Django 4.2 has none.
     show_facets: ClassVar[Any] = getattr(getattr(admin, "ShowFacets", None), "NEVER", None)
-    ordering = ("-pk",)
+    ordering: ClassVar[Any] = ("-pk",)
     sortable_by = ()
     search_fields = ("event_id",)
     search_help_text = (
-        "An event id, a domain object id, or the beginning of a routing key, "
+        "An event id, a correlation id, a domain object id, or the beginning of a routing key, "
         f"among the newest {SEARCH_WINDOW:,} events."
     )
-    #: Whether the event id has an index, so that a search for it reaches all rows.
-    event_id_indexed = False
+    #: Identities that have an index, so that a search for them reaches all rows.
+    indexed: tuple[str, ...] = ()
+    #: The column that a span of time is about, and whether it has an index.
+    time_column = "created_at"
+    time_is_indexed = False
     #: The first words of the lookups that an address may ask for.
     filterable: tuple[str, ...] = ()
     #: Whether rows stay where they are, so that the admin log of one can be found.
@@ -205,11 +174,27 @@ class StoredEventAdmin(ReadOnlyAdmin):
         term = search_term.strip()
         if not term:
             return queryset, False
-        recent = newest(queryset)
-        wanted = Q(routing_key__startswith=term.rstrip("*#")) | Q(ordering_key=term) | Q(event_id=term)
-        if self.event_id_indexed and queryset.filter(event_id=term).exists():
-            return queryset.filter(event_id=term), False
-        return recent.filter(wanted), False
+        for column in self.indexed:
+            if queryset.filter(**{column: term}).exists():
+                return queryset.filter(**{column: term}), False
+        wanted = Q(routing_key__startswith=term.rstrip("*#")) | Q(ordering_key=term)
+        wanted |= Q(event_id=term) | Q(correlation_id=term)
+        return self.search_window(request, queryset).filter(wanted), False
+
+    def search_window(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """Return the part of ``queryset`` that may be looked through row by row.
+
+        With an index on the time these are the newest rows of the span of time that is asked for.
+        """
+        if not self.time_is_indexed:
+            return newest(queryset)
+        span = in_span(request, self.get_queryset(request), self.time_column)
+        return newest(queryset, span, self.time_column)
+
+    def in_span(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """Return what lies in the span of time that is asked for; without an index, of the newest rows."""
+        rows = queryset if self.time_is_indexed else newest(queryset)
+        return in_span(request, rows, self.time_column)
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         """All of them: some are methods, which Django shows only so."""
@@ -226,12 +211,20 @@ class StoredEventAdmin(ReadOnlyAdmin):
         """Show one event, with the actions that the user may take."""
         allowed = self.get_actions(request)
         offered = [action for action in self.page_actions if action[0] in allowed]
-        return super().change_view(
-            request,
-            object_id,
-            form_url,
-            {**(extra_context or {}), "event_actions": offered, "has_history": self.has_history},
-        )
+        context = {
+            **self._past(request, object_id),
+            "event_actions": offered,
+            "has_history": self.has_history,
+        }
+        return super().change_view(request, object_id, form_url, {**context, **(extra_context or {})})
+
+    def _past(self, request: HttpRequest, object_id: str) -> dict[str, Any]:
+        """Return the life and the story of an event, if it is there and the user may see it."""
+        event = self.get_object(request, unquote(object_id))
+        if event is None or not self.has_view_permission(request, event):
+            return {}
+        links = Links(request, self.admin_site.name)
+        return {"life": life_of(event, links), "story": story_of(event, links)}
 
     @in_words
     def history_view(
@@ -293,8 +286,3 @@ class StoredEventAdmin(ReadOnlyAdmin):
 def name_of(event: StoredEvent) -> str:
     """Return the name of an event in the admin log: its identity first, which is never cut off."""
     return f"{event.event_id} {event.routing_key}"
-
-
-def model_url(model: type[Model], view: str) -> str:
-    """Return the name of a view of the admin of ``model``, for ``reverse``."""
-    return f"admin:{model._meta.app_label}_{model._meta.model_name}_{view}"

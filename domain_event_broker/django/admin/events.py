@@ -15,7 +15,8 @@ from django.utils.safestring import SafeString
 
 from domain_event_broker.django.admin import audit, display, moves
 from domain_event_broker.django.admin.base import StoredEventAdmin, name_of
-from domain_event_broker.django.admin.paging import SEARCH_WINDOW, newest
+from domain_event_broker.django.admin.filters import SINCE, UNTIL, TimeFilter, UnroutableFilter
+from domain_event_broker.django.admin.paging import SEARCH_WINDOW
 from domain_event_broker.django.models import ArchivedEvent, HeldEvent, OutboxEvent
 from domain_event_broker.django.outbox import outbox_alias
 from domain_event_broker.errors import OutboxUnavailable
@@ -34,6 +35,8 @@ class OutboxEventAdmin(StoredEventAdmin):
 
     ordering = ("pk",)
     list_display = ("event", "key", "created_at", "age", "refusals")
+    list_filter = (TimeFilter,)
+    filterable = (SINCE, UNTIL)
     fieldsets = (
         ("Waiting", {"fields": ("created_at", "age", "attempts", "bucket")}),
         _EVENT,
@@ -105,8 +108,9 @@ class HeldEventAdmin(_ActingAdmin):
     """Events that are scheduled, will be tried again, or are parked until somebody decides."""
 
     list_display = ("event", "short_state", "short_reason", "due", "held_for")
-    list_filter = ("state",)
-    filterable = ("state",)
+    list_filter = ("state", TimeFilter)
+    filterable = ("state", SINCE, UNTIL)
+    indexed = ("correlation_id",)
     actions = ("retry", "discard")
     page_actions = (("retry", "Retry now", "default"), ("discard", "Discard…", "deb-danger"))
     fieldsets = (
@@ -161,31 +165,22 @@ class HeldEventAdmin(_ActingAdmin):
         return None
 
 
-class UnroutableFilter(admin.SimpleListFilter):
-    """Events that nobody subscribes to; the column has no index, so only new ones are looked at."""
-
-    title = f"routing, newest {SEARCH_WINDOW:,}"
-    parameter_name = "unroutable"
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        """Offer both."""
-        return [("yes", "no queue was bound"), ("no", "routed")]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any] | None:
-        """Look through the newest events."""
-        if self.value() not in ("yes", "no"):
-            return None
-        return newest(queryset).filter(unroutable=self.value() == "yes")
-
-
 @admin.register(ArchivedEvent)
 class ArchivedEventAdmin(_ActingAdmin):
     """Events that were sent, as long as the archive keeps them."""
 
     list_display = ("event", "key", "published_at", "took", "routed")
-    list_filter = ("published_at", UnroutableFilter)
-    filterable = ("published_at", "unroutable")
-    event_id_indexed = True
+    list_filter = ("published_at", TimeFilter, UnroutableFilter)
+    filterable = ("published_at", "unroutable", SINCE, UNTIL)
+    search_help_text = (
+        "An event id or a correlation id; or, among the newest "
+        f"{SEARCH_WINDOW:,} events of the chosen time, a domain object id or the beginning of a routing key."
+    )
+    indexed = ("event_id", "correlation_id")
+    time_column = "published_at"
+    time_is_indexed = True
+    #: The order of the index, whatever part of the archive is asked for.
+    ordering = ("-published_at", "-pk")
     has_history = True
     actions = ("publish_again",)
     page_actions = (("publish_again", "Publish again…", "default"),)

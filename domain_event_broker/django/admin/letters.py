@@ -14,9 +14,10 @@ from django.urls import URLPattern, path, reverse
 
 from domain_event_broker import config
 from domain_event_broker.django.admin import audit, dead_letters, display
-from domain_event_broker.django.admin.base import ReadOnlyAdmin, model_url
+from domain_event_broker.django.admin.base import ReadOnlyAdmin
 from domain_event_broker.django.admin.dead_letters import Outcome, Page, settings_for_admin
 from domain_event_broker.django.admin.letter_search import LetterSearch
+from domain_event_broker.django.admin.links import model_url
 from domain_event_broker.django.discovery import discover
 from domain_event_broker.django.models import ArchivedEvent
 from domain_event_broker.django.status import BrokerStatus, broker_status

@@ -16,7 +16,8 @@ from django.utils.formats import date_format
 
 from domain_event_broker import config
 from domain_event_broker.django.admin import dead_letters, display, plots
-from domain_event_broker.django.admin.base import Links, ReadOnlyAdmin, model_url, whole
+from domain_event_broker.django.admin.base import ReadOnlyAdmin, whole
+from domain_event_broker.django.admin.links import Links, model_url
 from domain_event_broker.django.discovery import discover
 from domain_event_broker.django.models import BUCKETS, BrokerOverview, HeldEvent, OutboxEvent
 from domain_event_broker.django.outbox import outbox_alias

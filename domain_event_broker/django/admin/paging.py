@@ -1,8 +1,9 @@
 """Lists that stay fast however big the table is.
 
 The archive may hold millions of rows, and the hot table too while the broker is away. So nothing
-here counts a table to its end, sorts it by anything but its primary key, or looks through it for
-a text: a search without an index ends after the newest ``SEARCH_WINDOW`` rows.
+here counts a table to its end, sorts it by anything without an index, or looks through it for a
+text: a search without an index ends after the newest ``SEARCH_WINDOW`` rows, of all or of a span of
+time.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 from django.contrib.admin.views.main import ChangeList
 from django.core.paginator import Paginator
-from django.db.models import Model, QuerySet
+from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.functional import cached_property
 
@@ -37,7 +38,7 @@ class CappedPaginator(Paginator):  # type: ignore[type-arg]
 
 
 class EventChangeList(ChangeList):
-    """A list in the order of primary keys, whatever the address asks for, without the big columns."""
+    """A list in the order of its admin, whatever the address asks for, without the big columns."""
 
     def get_ordering(self, request: HttpRequest, queryset: QuerySet[Any]) -> list[Any]:
         """Return the order of the model admin: a sort by another column would read the whole table."""
@@ -48,9 +49,14 @@ class EventChangeList(ChangeList):
         return super().get_queryset(request, *args, **kwargs).defer("body", "headers")
 
 
-def newest(queryset: QuerySet[Any], window: int = SEARCH_WINDOW) -> QuerySet[Any]:
-    """Return the part of ``queryset`` that lies in the newest ``window`` rows of its table."""
-    model: type[Model] = queryset.model
-    keys = model._default_manager.using(queryset.db).order_by("-pk").values_list("pk", flat=True)
-    beyond = keys[window : window + 1].first()
-    return queryset if beyond is None else queryset.filter(pk__gt=beyond)
+def newest(queryset: QuerySet[Any], of: QuerySet[Any] | None = None, by: str = "pk") -> QuerySet[Any]:
+    """Return the part of ``queryset`` that lies in the newest ``SEARCH_WINDOW`` rows of ``of``.
+
+    :param of: what has an index on ``by``: the whole table, or a span of it; default: the table.
+    :param by: the column that tells what is newer.
+    """
+    rows = queryset.model._default_manager.using(queryset.db).all() if of is None else of
+    keys = rows.order_by(f"-{by}").values_list(by, flat=True)
+    # The last one of them and not the first beyond: rows that were sent together share their time.
+    last = keys[SEARCH_WINDOW - 1 : SEARCH_WINDOW].first()
+    return queryset if last is None else queryset.filter(**{f"{by}__gte": last})

@@ -16,7 +16,7 @@ from domain_event_broker import DomainEvent, config
 from domain_event_broker.django.models import ArchivedEvent, HeldEvent, OutboxEvent
 from domain_event_broker.django.relay_outbox import DjangoRelayOutbox
 from domain_event_broker.django.rows import bucket_of
-from domain_event_broker.events import encode
+from domain_event_broker.events import HEADER_CAUSATION_ID, HEADER_CORRELATION_ID, encode
 from domain_event_broker.failures import Failure
 from domain_event_broker.ports import (
     Action,
@@ -34,17 +34,30 @@ from domain_event_broker.transports import open_transport
 SCRIPT = "<script>document.title = 'pwned'</script>"
 
 
-def columns(routing_key: str, data: Any = None, key: str | None = None) -> dict[str, Any]:
-    """Return the columns that an event has in all of its homes."""
+def columns(
+    routing_key: str,
+    data: Any = None,
+    key: str | None = None,
+    story: str | None = None,
+    cause: str | None = None,
+) -> dict[str, Any]:
+    """Return the columns that an event has in all of its homes.
+
+    :param story: correlation id; so is ``cause`` the causation id.
+    """
     event = DomainEvent(routing_key, {"total": 1250} if data is None else data, key)
     message = encode(event)
+    headers = {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}
+    headers |= {HEADER_CORRELATION_ID: story} if story else {}
+    headers |= {HEADER_CAUSATION_ID: cause} if cause else {}
     return {
         "event_id": message.event_id,
         "bucket": bucket_of(key),
         "ordering_key": key,
         "routing_key": routing_key,
         "body": message.body.decode(),
-        "headers": json.dumps({"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}),
+        "headers": json.dumps(headers),
+        "correlation_id": story or message.event_id,
         "timestamp": message.timestamp,
         "created_at": timezone.now() - timedelta(minutes=3),
     }
