@@ -6,6 +6,6 @@ registers their classes.
 
 from __future__ import annotations
 
-from domain_event_broker.django.admin import events, letters, overview, relays
+from domain_event_broker.django.admin import backfills, events, letters, overview, relays
 
-__all__ = ["events", "letters", "overview", "relays"]
+__all__ = ["backfills", "events", "letters", "overview", "relays"]

@@ -43,17 +43,20 @@ def record(
     )
 
 
-def begin(request: HttpRequest, model: type[Model], key: str, flag: int, message: str) -> LogEntry:
+def begin(
+    request: HttpRequest, model: type[Model], key: str, flag: int, message: str, name: str = ""
+) -> LogEntry:
     """Write one entry for an action on many events, before it is done.
 
-    :param key: under which the admin finds what the action is about, and its name.
+    :param key: under which the admin finds what the action is about.
+    :param name: of the same; default: the key.
     """
     content_type = ContentType.objects.get_for_model(model, for_concrete_model=False)
     return LogEntry.objects.create(
         user_id=cast(int, request.user.pk),
         content_type_id=content_type.pk,
         object_id=key,
-        object_repr=key[:_MAX_NAME],
+        object_repr=(name or key)[:_MAX_NAME],
         action_flag=flag,
         change_message=message,
     )

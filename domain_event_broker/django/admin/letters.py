@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from typing import Any, ClassVar
-from urllib.parse import urlencode
 
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
@@ -17,7 +16,7 @@ from domain_event_broker.django.admin import audit, dead_letters, display
 from domain_event_broker.django.admin.base import ReadOnlyAdmin
 from domain_event_broker.django.admin.dead_letters import Outcome, Page, settings_for_admin
 from domain_event_broker.django.admin.letter_search import LetterSearch
-from domain_event_broker.django.admin.links import model_url
+from domain_event_broker.django.admin.links import Links, model_url
 from domain_event_broker.django.discovery import discover
 from domain_event_broker.django.models import ArchivedEvent
 from domain_event_broker.django.status import BrokerStatus, broker_status
@@ -136,7 +135,9 @@ class DeadLetterAdmin(ReadOnlyAdmin):
             "page": page,
             "letter": letter,
             "alike": LetterSearch(search.queue, error=letter.kind) if letter and letter.kind else None,
-            "sent_url": self._sent_url(request, letter.event_id) if letter else "",
+            "sent_url": Links(request, self.admin_site.name).list(ArchivedEvent, q=letter.event_id)
+            if letter and letter.event_id
+            else "",
         }
         return self._page(request, "letter.html", search, context)
 
@@ -243,14 +244,6 @@ class DeadLetterAdmin(ReadOnlyAdmin):
             content_type="application/json",
             headers={"Content-Disposition": f'attachment; filename="dead-letters-{name}.json"'},
         )
-
-    def _sent_url(self, request: HttpRequest, event_id: str) -> str:
-        """Return where the event itself is found, for somebody who may see it."""
-        options = ArchivedEvent._meta
-        if not event_id or not request.user.has_perm(f"{options.app_label}.view_{options.model_name}"):
-            return ""
-        url = reverse(model_url(ArchivedEvent, "changelist"), current_app=self.admin_site.name)
-        return f"{url}?{urlencode({'q': event_id})}"
 
     def _page(
         self, request: HttpRequest, template: str, search: LetterSearch | None, context: dict[str, Any]
