@@ -89,17 +89,13 @@ class Listener:
     def __init__(self, alias: str) -> None:
         self._wrapper: Any = _copy(connections[alias])
         try:
+            self.is_pooled = is_pooled(self._wrapper)
             with self._wrapper.cursor() as cursor:
-                cursor.execute("SELECT pg_backend_pid()")
-                server_process = cursor.fetchone()[0]
                 cursor.execute(f"LISTEN {CHANNEL}")
         except Error:
             self._wrapper.close()
             raise
         self._libpq: Any = self._wrapper.connection.pgconn
-        #: Whether somebody answers for the server, such as PgBouncer: the number that we were told
-        #: at the start is one of its own, and several clients may share a session.
-        self.is_pooled = self._libpq.backend_pid != server_process
         self._libpq.nonblocking = 1
         self._asked = False
         self._ping_at = time.monotonic() + PING_SECONDS
@@ -275,6 +271,20 @@ class Waiter:
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.close()
+
+
+def is_pooled(connection: Any) -> bool:
+    """Tell whether somebody answers for the server on a connection, such as PgBouncer.
+
+    The number of the session that it told at the start is one of its own, then; several clients may
+    share a session. ``False`` where there is no ``LISTEN`` that could suffer from it.
+    """
+    if not _can_listen(connection):
+        return False
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        server_process = cursor.fetchone()[0]
+    return bool(connection.connection.pgconn.backend_pid != server_process)
 
 
 def _can_listen(connection: Any) -> bool:

@@ -71,8 +71,8 @@ def test_a_certificate_that_is_not_verified_is_always_warned_of(url: str, settin
         ("amqp://guest:guest@127.0.0.1/", []),
         ("amqp://guest:guest@[::1]/", []),
         ("amqp://shop:p@localhost,broker.example/", ["W011"]),
-        ("database:", []),
-        ("memory:", []),
+        ("database:", ["W007"]),
+        ("memory:", ["W008", "W007"]),
     ],
 )
 def test_what_is_only_good_enough_at_home_is_told_by_check_deploy(
