@@ -219,7 +219,7 @@ class BrokerOverview(RelayHeartbeat):
         proxy = True
         # So that it comes first among the others, which the admin sorts by name.
         verbose_name = "broker overview"
-        verbose_name_plural = "broker overview"
+        verbose_name_plural = "at a glance"
         default_permissions = ("view",)
 
 

@@ -82,7 +82,7 @@ class BrokerOverviewAdmin(ReadOnlyAdmin):
         found = [*trouble, *problem, *off, *alerts(outbox, broker)]
         found.sort(key=lambda each: list(Level).index(each.level))
         context = {
-            "title": "Broker overview",
+            "title": "At a glance",
             "alerts": [(each, _target(each, links)) for each in found],
             "all_is_well": not found and outbox is not None and broker is not None,
             "outbox": outbox,

@@ -16,7 +16,7 @@ class Migration(migrations.Migration):
             fields=[],
             options={
                 "verbose_name": "broker overview",
-                "verbose_name_plural": "broker overview",
+                "verbose_name_plural": "at a glance",
                 "default_permissions": ("view",),
                 "proxy": True,
                 "indexes": [],

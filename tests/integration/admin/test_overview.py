@@ -126,7 +126,7 @@ def test_is_the_first_of_the_app_in_the_index(admin: Client) -> None:
     apps = admin.get("/admin/").context["app_list"]
     (own,) = [each for each in apps if each["app_label"] == "domain_event_broker"]
     assert own["models"][0]["admin_url"] == PAGE
-    assert own["models"][0]["name"] == "Broker overview"
+    assert own["models"][0]["name"] == "At a glance"
 
 
 def test_is_for_those_who_have_its_permission(client_with: Callable[..., Client]) -> None:
