@@ -21,8 +21,10 @@ from domain_event_broker.errors import (
     OutboxNotMigrated,
     OutboxUnavailable,
 )
+from domain_event_broker.events import HEADER_CORRELATION_ID
+from domain_event_broker.masking import one_line
 from domain_event_broker.observer import NOBODY, Observer
-from domain_event_broker.patience import Outage, StopFlag
+from domain_event_broker.patience import Outage, Repetition, StopFlag
 from domain_event_broker.ports import (
     Held,
     Lease,
@@ -108,6 +110,7 @@ class Relay:
         # Answers of the broker that the outbox could not be told yet.
         self._owed: _Results | None = None
         self._unroutable_keys: set[str] = set()
+        self._refusals = Repetition()
         self._stopping = StopFlag()
         self._outage = Outage(logger, AWAY_SECONDS)
 
@@ -281,15 +284,35 @@ class Relay:
             parked = held.retry_in is None
             self.report.parked += parked
             self.report.refused += not parked
-            logger.log(
-                logging.ERROR if parked else logging.WARNING,
-                "%s %s refused by the broker, %s: %s",
-                held.row.message.routing_key,
-                held.row.message.event_id,
-                "parked" if parked else f"again in {held.retry_in:.1f} s",
-                held.reason,
-                extra={"event_id": held.row.message.event_id, "attempt": held.row.attempts + 1},
-            )
+            self._say_refused(held)
+
+    def _say_refused(self, held: Held) -> None:
+        """Tell that the broker refused an event; where many are refused alike, of some of them."""
+        message = held.row.message
+        if held.retry_in is None:
+            level, fate, more = logging.ERROR, "parked", None
+        else:
+            more = self._refusals.left_out(held.reason)
+            level = logging.DEBUG if more is None else logging.WARNING
+            fate = f"again in {held.retry_in:.1f} s"
+        if not logger.isEnabledFor(level):
+            return
+        logger.log(
+            level,
+            "%s %s refused by the broker, %s: %s%s",
+            one_line(message.routing_key),
+            one_line(message.event_id),
+            fate,
+            one_line(held.reason),
+            f" (and {more:,} others like it in the last minutes)" if more else "",
+            extra={
+                "event_id": message.event_id,
+                "routing_key": message.routing_key,
+                "correlation_id": message.headers.get(HEADER_CORRELATION_ID) or message.event_id,
+                "attempt": held.row.attempts + 1,
+                "outcome": "parked" if held.retry_in is None else "refused",
+            },
+        )
 
     def _idle(self) -> None:
         """Wait for new rows; keep the connection to the broker alive meanwhile."""

@@ -14,7 +14,7 @@ from domain_event_broker.deadlines import Attempt
 from domain_event_broker.errors import InboxUnavailable, TransactionLost
 from domain_event_broker.execution import MAX_CRASHES, Execution
 from domain_event_broker.failures import Failure
-from domain_event_broker.patience import SLICE_SECONDS, Outage, StopFlag
+from domain_event_broker.patience import SLICE_SECONDS, News, Outage, StopFlag
 from domain_event_broker.pool import HandlerPool, Job, Pool
 from domain_event_broker.ports import Action, Delivery, Settlement
 
@@ -22,6 +22,8 @@ logger = logging.getLogger("domain_event_broker.subscriber")
 
 #: Longest time between two tries to reach an inbox that is away, in seconds.
 RECONNECT_SECONDS = 5.0
+#: Seconds in which all deliveries in hand have found out that it is back.
+CALM_SECONDS = 2 * RECONNECT_SECONDS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,6 +63,7 @@ class Workers:
         self._closed = False
         self._attempts: dict[Work, Attempt] = {}
         self._abandoned: set[Work] = set()
+        self._inbox_news = News(logger, calm=CALM_SECONDS)
         of_loop = {name: limits[name] for name, each in executions.items() if each.handler.is_async}
         of_threads = {name: limits[name] for name in executions if name not in of_loop}
         # Late, and only where there is one: it imports asyncio.
@@ -145,13 +148,17 @@ class Workers:
     def _run(self, work: Work) -> _Answer:
         """Run the handler of a delivery; in a thread of the pool, so nothing may be raised."""
         execution = self._executions[work.delivery.queue]
-        patience = _Patience(execution)
+        patience: _Patience | None = None
         while True:
             token = self._enter_attempt(work, execution)
             try:
-                return work, execution.run(work.delivery)
+                answer = work, execution.run(work.delivery)
+                if patience is not None:
+                    patience.over()
+                return answer
             except InboxUnavailable as error:
                 # The delivery is kept, not given back: the event is fine, the database is not.
+                patience = patience or _Patience(self._inbox_news)
                 wait = patience.failed(error)
                 if wait is None:
                     return work, execution.crashed(work.delivery, _LOST)
@@ -167,12 +174,16 @@ class Workers:
         from asyncio import sleep  # here it is imported already
 
         execution = self._executions[work.delivery.queue]
-        patience = _Patience(execution)
+        patience: _Patience | None = None
         while True:
             token = self._enter_attempt(work, execution)
             try:
-                return work, await execution.arun(work.delivery, threads, lambda: self._closed)
+                answer = work, await execution.arun(work.delivery, threads, lambda: self._closed)
+                if patience is not None:
+                    patience.over()
+                return answer
             except InboxUnavailable as error:
+                patience = patience or _Patience(self._inbox_news)
                 wait = patience.failed(error)
             except BaseException as error:
                 return work, _unknown(work, error)
@@ -207,17 +218,24 @@ class Workers:
 
 
 class _Patience:
-    """Counts how often the database was away while one delivery was handled."""
+    """Counts how often the database was away while one delivery was handled.
 
-    def __init__(self, execution: Execution) -> None:
-        self._name = execution.handler.name
-        self._outage = Outage(logger, RECONNECT_SECONDS)
+    :param news: tells of it, once for all deliveries in hand.
+    """
+
+    def __init__(self, news: News) -> None:
+        self._outage = Outage(logger, RECONNECT_SECONDS, news=news)
         self._lost = 0
 
     def failed(self, error: InboxUnavailable) -> float | None:
         """Return seconds to wait before the next try; ``None``: the handler is the cause."""
         self._lost += isinstance(error, TransactionLost)
         return None if self._lost >= MAX_CRASHES else self._outage.failed(error)
+
+    def over(self) -> None:
+        """Take note that the database was there."""
+        if self._outage.over():
+            logger.info("handling again: the database of the inbox is back")
 
 
 _LOST = f"the database went away {MAX_CRASHES} times while this event was handled"
@@ -229,7 +247,10 @@ def _requeued(work: Work) -> Settlement:
 
 def _unknown(work: Work, error: BaseException) -> Settlement:
     logger.error(
-        "the result of %s is not known; its event is dead-lettered", work.delivery.queue, exc_info=error
+        "the result of %s is not known; its event is dead-lettered",
+        work.delivery.queue,
+        exc_info=error,
+        extra={"handler": work.delivery.queue, "event_id": work.delivery.event_id},
     )
     failure = Failure("error", message="the library failed while it handled the event")
     return Settlement(work.delivery, Action.DEAD, failure=failure, outcome="dead-lettered")

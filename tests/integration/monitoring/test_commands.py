@@ -114,6 +114,25 @@ def test_events_that_nobody_sends_make_a_relay_unready(make_project: MakeProject
         assert "secret-word" not in relay.get("/readyz")[1] + relay.get("/metrics")[1] + relay.printed()
 
 
+def test_a_full_queue_refuses_many_events_and_the_log_tells_of_it_once(
+    make_project: MakeProject, rabbitmq_server: PrivateRabbitMQ, broker_url: str
+) -> None:
+    project = make_project()
+    project.run("declare_queues")
+    vhost = broker_url.rpartition("/")[2]
+    rabbitmq_server.ctl("set_policy", "-p", vhost, "full", "^parcels-sort$", '{"max-length": 1}')
+    with project.running("run_relay", "--metrics-port", "0") as relay:
+        # A quorum queue takes a few more than its limit before it begins to refuse.
+        project.publish(*({"number": number} for number in range(20)))
+        wait_until(lambda: relay.metrics()["relay_events_total", "confirmed"] > 0, PATIENCE, relay.printed)
+        project.publish(*({"number": number} for number in range(20, 50)))
+        wait_until(lambda: relay.metrics()["relay_events_total", "refused"] >= 20, PATIENCE, relay.printed)
+        assert relay.metrics()["relay_events_total", "parked"] == 0
+        # Once, and once more if the machine was slow: a minute later.
+        assert 1 <= relay.printed().count("refused by the broker") <= 2, relay.printed()
+        wait_until(lambda: relay.metrics()["outbox_held_events", "retrying"] > 0, PATIENCE)
+
+
 @pytest.mark.parametrize("command", ["run_relay", "run_subscriber"])
 def test_a_port_that_is_taken_is_told_at_once(command: str, make_project: MakeProject) -> None:
     project = make_project()

@@ -277,6 +277,21 @@ class AbsentInbox:
         return True
 
 
+def test_a_database_that_is_away_is_told_of_once_for_all_deliveries_in_hand(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="domain_event_broker.subscriber")
+    calls = Calls()
+    handler = bench.handler(calls, concurrency=5)
+    bench.publish(handler, *range(5))
+    with bench.consuming(handler, inbox=AbsentInbox(12)):
+        wait_until(lambda: len(calls) == 5, 60, lambda: f"{len(calls)} calls")
+        bench.wait_until_empty(handler)
+    told = [each.message for each in caplog.records]
+    assert told.count("the database does not answer; trying again until it is back") == 1
+    assert told.count("handling again: the database of the inbox is back") == 1
+
+
 def test_while_the_inbox_is_away_an_event_waits_and_is_charged_no_retry(bench: Bench) -> None:
     calls = Calls()
     handler = bench.handler(calls, max_retries=0)
