@@ -207,19 +207,31 @@ class Consumer:
     def _delivery(
         self, method: pika.spec.Basic.Deliver, properties: pika.BasicProperties, body: bytes
     ) -> Delivery:
-        queue = self.subscription.name
+        queue, key = self.subscription.name, method.routing_key
         if method.exchange:
+            # Straight from a publisher, whose headers say nothing of what happened since.
             properties = wire.as_published(properties)
+        else:
+            key = wire.original_routing_key(properties, key, queue)
         return Delivery(
             queue=queue,
             body=body,
-            routing_key=wire.original_routing_key(properties, method.routing_key, queue),
+            routing_key=key,
             event_id=wire.event_id_of(properties),
             headers=wire.received_headers(properties),
             retries=wire.header_number(properties, HEADER_ATTEMPT),
-            crashes=wire.header_number(properties, "x-delivery-count"),
+            crashes=self._crashes(method, properties),
             token=Token(self, method.delivery_tag, properties),
         )
+
+    def _crashes(self, method: pika.spec.Basic.Deliver, properties: pika.BasicProperties) -> int:
+        """Return how often the broker took the delivery back: only quorum queues count that.
+
+        The first time, and on a classic queue, the header is whatever the publisher wrote into it
+        (https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling).
+        """
+        is_counted = method.redelivered and self.subscription.queue_type == "quorum"
+        return wire.header_number(properties, "x-delivery-count") if is_counted else 0
 
 
 def _nothing(_reply: object) -> None:

@@ -218,11 +218,14 @@ def event_id_of(properties: pika.BasicProperties) -> str:
 
 
 def original_routing_key(properties: pika.BasicProperties, routing_key: str, queue: str) -> str:
-    """Return the key the event was published with.
+    """Return the key the event was published with, of one that was moved into the queue that it is in.
+
+    One that came through an exchange of events has its key still, whatever its headers say.
 
     :param routing_key: the key it has now: the name of a queue, if it was moved there.
     :param queue: name of the handler. What the broker itself dead-lettered from it has no header
-        of ours, and the key in the broker's record of it.
+        of ours, and the key in the broker's record of it. Before RabbitMQ 4 the broker goes on with a
+        record that a publisher has forged; nothing else knows the key then.
     """
     written = (properties.headers or {}).get(HEADER_ROUTING_KEY)
     death = _death(properties, queue)
