@@ -19,7 +19,7 @@ logger = logging.getLogger("domain_event_broker.relay")
 
 #: Seconds between two looks at the outbox while there is something to do; they grow, doubling,
 #: up to the setting ``POLL_SECONDS`` while there is not.
-SHORTEST_POLL = 0.02
+SHORTEST_POLL = 0.005
 
 #: Seconds between two questions to the server whether the listening connection is alive. A
 #: question still open when the next one is due means that it is not.

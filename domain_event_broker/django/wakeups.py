@@ -6,6 +6,7 @@ a wake-up may be left out, and none is ever waited for.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import weakref
@@ -16,9 +17,14 @@ from django.db import connections
 #: PostgreSQL channel on which publishers tell relays that there is something to send.
 CHANNEL = "domain_event_broker_outbox"
 
-#: Seconds for which a process says nothing after it has notified. A relay that was woken
-#: looks again several times within this time, so what is published meanwhile is seen by that.
+#: Seconds for which a process says nothing after it has notified, if its commits follow each other
+#: closely. A relay that was woken looks again several times within this time, so what is published
+#: meanwhile is seen by that.
 NOTIFY_INTERVAL = 0.05
+
+#: Seconds after the last commit with events from which on the next one is told of at once: a relay may
+#: look more seldom by then.
+CLOSE_SECONDS = 0.005
 
 
 class Sleeper(Protocol):
@@ -31,6 +37,7 @@ class Sleeper(Protocol):
 _sleepers: dict[str, weakref.WeakSet[Sleeper]] = {}
 _lock = threading.Lock()
 _notified_at: dict[str, float] = {}
+_committed_at: dict[str, float] = {}
 
 
 def add_sleeper(alias: str, sleeper: Sleeper) -> None:
@@ -61,7 +68,9 @@ def announce(alias: str) -> None:
 
 def _is_time(alias: str) -> bool:
     now = time.monotonic()
-    if now - _notified_at.get(alias, -NOTIFY_INTERVAL) < NOTIFY_INTERVAL:
+    is_close = now - _committed_at.get(alias, -math.inf) < CLOSE_SECONDS
+    _committed_at[alias] = now
+    if is_close and now - _notified_at.get(alias, -math.inf) < NOTIFY_INTERVAL:
         return False
     _notified_at[alias] = now
     return True

@@ -62,6 +62,12 @@ def elsewhere(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wakeups, "_notified_at", {})
 
 
+def few_notifications(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let one notification be enough for all that is published from now on."""
+    monkeypatch.setattr(wakeups, "NOTIFY_INTERVAL", FOR_EVER)
+    monkeypatch.setattr(wakeups, "CLOSE_SECONDS", FOR_EVER)
+
+
 def test_another_thread_ends_the_wait(alias: str, make_relay: MakeRelay) -> None:
     relay = make_relay(alias, listen=False)
     wait = Waiting(relay)
@@ -130,12 +136,25 @@ def test_postgresql_tells_relays_of_other_processes(
 def test_notifications_are_few(postgresql: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One now and then is enough, and each costs the publisher a round trip."""
     elsewhere(postgresql, monkeypatch)
-    monkeypatch.setattr(wakeups, "NOTIFY_INTERVAL", FOR_EVER)
+    few_notifications(monkeypatch)
     sent: list[str] = []
     monkeypatch.setattr(wakeups, "notify", sent.append)
     for n in range(10):
         publish(postgresql, n)
     assert sent == [postgresql]
+
+
+def test_what_comes_after_a_silence_is_told_of_at_once(
+    postgresql: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere(postgresql, monkeypatch)
+    monkeypatch.setattr(wakeups, "NOTIFY_INTERVAL", FOR_EVER)
+    monkeypatch.setattr(wakeups, "CLOSE_SECONDS", 0.0)
+    sent: list[str] = []
+    monkeypatch.setattr(wakeups, "notify", sent.append)
+    for n in range(3):
+        publish(postgresql, n)
+    assert sent == [postgresql] * 3
 
 
 def test_a_relay_that_was_woken_looks_again_soon_for_what_was_not_notified(
@@ -151,7 +170,7 @@ def test_a_relay_that_was_woken_looks_again_soon_for_what_was_not_notified(
     publish(postgresql, 1)
     assert wait.ends()
     assert [number(row) for row in relay.fetch(lease, 10)] == [1]
-    monkeypatch.setattr(wakeups, "NOTIFY_INTERVAL", FOR_EVER)
+    few_notifications(monkeypatch)
     publish(postgresql, 2)
     start = time.monotonic()
     wait_until(lambda: relay.wait(FOR_EVER) or len(relay.fetch(lease, 10)) == 2, 5, interval=0.001)
