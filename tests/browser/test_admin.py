@@ -279,7 +279,7 @@ def test_the_page_of_an_event_tells_its_life_and_its_story(
     browser.click(".deb-story a", leads_on=True)
     assert first.event_id in browser.text(".field-shown_id")
     browser.click(".deb-life table a", leads_on=True)
-    assert "payments.charge_card" in browser.text("h1")
+    assert "payments.charge_card" in browser.text("#content h1")
 
 
 def test_sent_events_of_a_span_of_time_are_found(visit: Visit, picture: Callable[[str], None]) -> None:
