@@ -155,6 +155,7 @@ def replay(
     limit: int | None = None,
     progress: Callable[[DeadLetter], None] = lambda letter: None,
     max_replays: int | None = MAX_REPLAYS,
+    stop: Callable[[], bool] = lambda: False,
 ) -> ReplayReport:
     """Do ``decision`` for up to ``limit`` dead letters that ``accept`` means, oldest first.
 
@@ -163,8 +164,9 @@ def replay(
     :param progress: called with each of them.
     :param max_replays: a letter that was replayed so often stays: it has come back each time.
         ``None``: it is replayed all the same.
+    :param stop: asked before each; ``True`` ends it, and what was decided before is done.
     """
-    choice = _Choice(accept, decision, limit, progress, max_replays)
+    choice = _Choice(accept, decision, limit, progress, max_replays, stop)
     try:
         report = letters.sift(choice.decide)
     except _Enough:
@@ -188,13 +190,16 @@ class _Choice:
         limit: int | None,
         progress: Callable[[DeadLetter], None],
         max_replays: int | None,
+        stop: Callable[[], bool],
     ) -> None:
         self._accept, self._decision, self._progress = accept, decision, progress
-        self._limit, self._max_replays = limit, max_replays
+        self._limit, self._max_replays, self._stop = limit, max_replays, stop
         self.taken = self.passed = self.looping = 0
 
     def decide(self, letter: DeadLetter) -> Decision:
         """Return what becomes of ``letter``."""
+        if self._stop():
+            raise _Enough
         if not self._accept.accepts(letter):
             self.passed += 1
             return LEAVE

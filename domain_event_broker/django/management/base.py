@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
+import math
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser, DjangoHelpFormatter
+from django.core.management.color import no_style
 
 from domain_event_broker import config
 from domain_event_broker.config import BrokerSettings
+from domain_event_broker.django.terminal import may_colour
 from domain_event_broker.errors import (
     BrokerUnavailable,
     ConfigurationError,
@@ -21,12 +27,14 @@ from domain_event_broker.errors import (
 )
 
 #: Exit codes: all is well; something failed or is left to do; called or configured wrongly;
-#: a broker or a database is away, so that trying again later makes sense.
-OK, FAILED, USAGE, AWAY = 0, 1, 2, 3
+#: a broker or a database is away, so that trying again later makes sense; stopped, but for a call
+#: of a handler that nobody can end.
+OK, FAILED, USAGE, AWAY, LEFT_BEHIND = 0, 1, 2, 3, 4
 
 EXIT_CODES = (
     "Exit codes: 0 all is well, 1 something failed or is left to do, "
-    "2 wrong arguments or settings, 3 the broker or the database is away (try again later)."
+    "2 wrong arguments or settings, 3 the broker or the database is away (try again later), "
+    "4 stopped, and a call that hung was left behind."
 )
 
 
@@ -62,6 +70,9 @@ class BrokerCommand(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Run the command, and turn what the library raises into an exit code."""
+        if not options.get("force_color") and not may_colour(self.stdout):
+            self.style = no_style()
+            self.stderr.style_func = None
         try:
             code = self.run(**options)
         except (ConfigurationError, HandlerError) as error:
@@ -70,6 +81,8 @@ class BrokerCommand(BaseCommand):
             raise CommandError(str(error), returncode=AWAY) from error
         except DomainEventBrokerError as error:
             raise CommandError(str(error), returncode=FAILED) from error
+        except KeyboardInterrupt as error:
+            raise CommandError("stopped", returncode=FAILED) from error
         if code:
             sys.exit(code)
 
@@ -103,6 +116,36 @@ def at_least(least: int) -> Callable[[str], int]:
 
     integer.__name__ = f"integer of {least} or more"
     return integer
+
+
+def more_than_nothing(text: str) -> float:
+    """Read an argument: a number of seconds above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+    return value
+
+
+@contextmanager
+def until_stopped() -> Iterator[threading.Event]:
+    """Give an event that the first SIGTERM or SIGINT sets; a second one ends the process at once.
+
+    Afterwards signals are what they were before. Only a main thread gets any.
+    """
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    on_stop_signals(stopped.set)
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def on_stop_signals(stop: Callable[[], None]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -61,9 +62,55 @@ def run(*arguments: str, answers: str = "", monkeypatch: pytest.MonkeyPatch | No
 def test_all_dead_letters_go_back_to_work(stage: Stage) -> None:
     sent = [stage.message(n=n) for n in range(3)]
     stage.bury(*sent)
-    assert "3/3" in run(stage.name)
+    assert f"{stage.name}: 3 replayed, 0 left" in run(stage.name)
     assert stage.waiting() == [message.body for message in sent]
     assert not stage.letters()
+
+
+def test_ctrl_c_ends_between_two_letters_and_says_what_was_done(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sent = [stage.message(n=n) for n in range(5)]
+    stage.bury(*sent)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(
+        "domain_event_broker.django.terminal.Progress.update",
+        lambda progress, done: signal.raise_signal(signal.SIGINT) if done == 2 else None,
+    )
+    try:
+        with pytest.raises(SystemExit) as exit_code:
+            call_command("replay_dlq", stage.name)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert exit_code.value.code == 1
+    assert capsys.readouterr().out == (
+        f"{stage.name}: 2 replayed, 3 left\nStopped. What was not replayed or discarded is where it was.\n"
+    )
+    assert stage.waiting() == [message.body for message in sent[:2]]
+    assert [letter.body for letter in stage.letters()] == [message.body for message in sent[2:]]
+
+
+def test_letters_are_chosen_by_their_exception(stage: Stage) -> None:
+    stage.bury(stage.message(n=1))
+    assert "0 replayed, 1 left" in run(stage.name, "--error", "ValueError")
+    assert "would replay 1 of 1" in run(stage.name, "--error", "ServiceDown", "--dry-run")
+    assert "1 replayed, 0 left" in run(stage.name, "--error", "ServiceDown")
+
+
+def test_ctrl_c_at_a_question_changes_nothing(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage.bury(stage.message(n=1), stage.message(n=2))
+    answers = iter(["r"])
+
+    def answer(prompt: str) -> str:
+        for each in answers:
+            return each
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.input", answer)
+    with pytest.raises(CommandError, match="nothing of this handler was changed"):
+        run(stage.name, "--interactive")
+    assert len(stage.letters()) == 2
 
 
 def test_a_limit_leaves_the_rest(stage: Stage) -> None:
@@ -133,7 +180,7 @@ def test_an_event_that_came_back_three_times_is_left_unless_forced(stage: Stage)
     assert exit_code.value.code == 1
     (left,) = stage.letters()
     assert left.replays == 3
-    assert "1/1" in run(stage.name, "--force")
+    assert "1 replayed, 0 left" in run(stage.name, "--force")
     assert not stage.letters()
     assert len(stage.waiting()) == 2
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import sys
-import threading
 from datetime import datetime
 from typing import Any
 
@@ -16,7 +15,7 @@ from domain_event_broker.django import backfill
 from domain_event_broker.django.backfill_models import Backfill
 from domain_event_broker.django.conf import known_alias, outbox_alias
 from domain_event_broker.django.discovery import discover
-from domain_event_broker.django.management.base import FAILED, OK, USAGE, BrokerCommand, on_stop_signals
+from domain_event_broker.django.management.base import FAILED, OK, USAGE, BrokerCommand, until_stopped
 from domain_event_broker.django.terminal import Progress
 from domain_event_broker.transports import open_transport
 
@@ -163,14 +162,13 @@ class Command(BrokerCommand):
         return answer.strip().lower() in ("y", "yes")
 
     def _go_on(self, run: Backfill) -> int:
-        stopped = threading.Event()
-        on_stop_signals(stopped.set)
         before = run.sent
         progress = Progress(self.stdout, f"{run.handler}: sent", run.expected)
-        try:
-            done = backfill.go_on(run, self.settings(), stopped.is_set, progress.update)
-        finally:
-            progress.finish(run.sent)
+        with until_stopped() as stopped:
+            try:
+                done = backfill.go_on(run, self.settings(), stopped.is_set, progress.update)
+            finally:
+                progress.finish(run.sent)
         sent = f"{run.handler}: {run.sent - before:,} sent now, {run.sent:,} in all"
         if done:
             self.stdout.write(f"{sent}; done")

@@ -25,6 +25,11 @@ class Command(BrokerCommand):
         "Make the queues of the handlers and bind them, so that events published from now on wait for "
         "handlers that are not started yet. Run it with each deploy, before the new code publishes."
     )
+    examples = (
+        ("with each deploy", "declare_queues"),
+        ("see what it would do", "declare_queues --check"),
+        ("take away what no handler asks for any more", "declare_queues --prune"),
+    )
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Declare the options."""

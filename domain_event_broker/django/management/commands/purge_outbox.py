@@ -27,6 +27,10 @@ class Command(BrokerCommand):
         "Events that wait, are scheduled or parked are never deleted. A running relay does the same "
         "by itself, a little at a time."
     )
+    examples = (
+        ("see what would go", "purge_outbox --dry-run"),
+        ("keep sent events of three days", "purge_outbox --archive-days 3"),
+    )
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Declare the options."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from itertools import count
@@ -13,7 +13,14 @@ from django.core.management.base import CommandError, CommandParser
 
 from domain_event_broker import redaction
 from domain_event_broker.django.discovery import discover
-from domain_event_broker.django.management.base import FAILED, OK, USAGE, BrokerCommand, at_least
+from domain_event_broker.django.management.base import (
+    FAILED,
+    OK,
+    USAGE,
+    BrokerCommand,
+    at_least,
+    until_stopped,
+)
 from domain_event_broker.django.terminal import Progress
 from domain_event_broker.errors import HandlerError
 from domain_event_broker.failures import History
@@ -40,7 +47,18 @@ class Command(BrokerCommand):
     help = (
         "Put events from the dead letters of handlers back into their queues: only the handler that "
         "failed sees them again, and its retries start anew. Each event is stored in the queue before it "
-        "leaves the dead letters. Use --dry-run to look, and --interactive to decide one by one."
+        "leaves the dead letters. Use --dry-run to look, and --interactive to decide one by one. "
+        "Ctrl-C stops: what was not replayed by then stays where it was."
+    )
+    examples = (
+        ("see what is there, and why", "replay_dlq billing-charge --dry-run"),
+        ("put all of it back to work", "replay_dlq billing-charge"),
+        ("what one exception brought there", "replay_dlq billing-charge --error ServiceDown"),
+        (
+            "the oldest ten of some kinds",
+            "replay_dlq billing-charge --routing-key 'order.*' --limit 10",
+        ),
+        ("decide one by one", "replay_dlq billing-charge --interactive"),
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -53,6 +71,9 @@ class Command(BrokerCommand):
         )
         parser.add_argument(
             "--routing-key", metavar="PATTERN", help="only events that match, such as 'order.*' or 'order.#'"
+        )
+        parser.add_argument(
+            "--error", metavar="NAME", help="only events with this exception, such as ServiceDown, or reason"
         )
         how = parser.add_mutually_exclusive_group()
         how.add_argument("--interactive", action="store_true", help="ask for each event")
@@ -69,8 +90,17 @@ class Command(BrokerCommand):
     def run(self, **options: Any) -> int:
         """Replay."""
         accept = _filter(options)
-        codes = [self._one(queue, accept, options) for queue in self._queues(options)]
-        return max(codes, default=OK)
+        queues, code = self._queues(options), OK
+        if options["dry_run"] or options["interactive"]:
+            look = self._dry_run if options["dry_run"] else self._interactive
+            return max((look(queue, accept, options) for queue in queues), default=OK)
+        with until_stopped() as stopped:
+            for queue in queues:
+                code = max(code, self._batch(queue, accept, options, stopped.is_set))
+                if stopped.is_set():
+                    self.stdout.write("Stopped. What was not replayed or discarded is where it was.")
+                    return FAILED
+        return code
 
     def _queues(self, options: dict[str, Any]) -> list[str]:
         if bool(options["queues"]) == options["all"]:
@@ -78,15 +108,6 @@ class Command(BrokerCommand):
         if options["all"]:
             return [handler.name for handler in discover().all()]
         return list(dict.fromkeys(options["queues"]))
-
-    def _one(self, queue: str, accept: LetterFilter, options: dict[str, Any]) -> int:
-        """Treat the dead letters of one handler; return the exit code."""
-        if options["dry_run"]:
-            return self._dry_run(queue, accept, options)
-        if options["interactive"]:
-            return self._interactive(queue, accept, options["limit"])
-        decision = Decision.DISCARD if options["discard"] else Decision.RETRY
-        return self._batch(queue, accept, decision, options["limit"], options["force"])
 
     def _dry_run(self, queue: str, accept: LetterFilter, options: dict[str, Any]) -> int:
         with self._letters(queue) as letters:
@@ -100,26 +121,34 @@ class Command(BrokerCommand):
         return self._tell_of_loops(queue, looping)
 
     def _batch(
-        self, queue: str, accept: LetterFilter, decision: Decision, limit: int | None, force: bool
+        self, queue: str, accept: LetterFilter, options: dict[str, Any], stop: Callable[[], bool]
     ) -> int:
-        verb = "discarded" if decision is Decision.DISCARD else "replayed"
+        """Treat the dead letters of one handler; return the exit code."""
+        decision = Decision.DISCARD if options["discard"] else Decision.RETRY
+        verb, limit = "discarded" if options["discard"] else "replayed", options["limit"]
         with self._letters(queue) as letters:
-            total = min(letters.count(), limit or sys.maxsize)
-            progress = Progress(self.stdout, f"{queue}: {verb}", total)
+            total = letters.count()
+            progress = Progress(self.stdout, f"{queue}: {verb}", min(total, limit or sys.maxsize))
             chosen = count(1)
-            report = replay(
-                letters,
-                accept,
-                decision,
-                limit,
-                lambda letter: progress.update(next(chosen)),
-                None if force else MAX_REPLAYS,
-            )
-        done = report.replayed + report.discarded
-        if done:
-            progress.finish(done)
-        elif not report.looping:
-            self.stdout.write(f"{queue}: no dead letters" + (" that match" if total else ""))
+            done = 0
+            try:
+                report = replay(
+                    letters,
+                    accept,
+                    decision,
+                    limit,
+                    lambda letter: progress.update(next(chosen)),
+                    None if options["force"] else MAX_REPLAYS,
+                    stop,
+                )
+                done = report.replayed + report.discarded
+            finally:
+                progress.finish(done)
+            left = letters.count()
+        if total or done:
+            self.stdout.write(f"{queue}: {done:,} {verb}, {left:,} left")
+        else:
+            self.stdout.write(f"{queue}: no dead letters")
         return self._tell_of_loops(queue, report.looping)
 
     def _tell_of_loops(self, queue: str, looping: int) -> int:
@@ -133,10 +162,10 @@ class Command(BrokerCommand):
         )
         return FAILED
 
-    def _interactive(self, queue: str, accept: LetterFilter, limit: int | None) -> int:
+    def _interactive(self, queue: str, accept: LetterFilter, options: dict[str, Any]) -> int:
         """Ask first, act afterwards: nothing is held in the broker while somebody thinks."""
         with self._letters(queue) as letters:
-            found = browse(letters, accept, limit)
+            found = browse(letters, accept, options["limit"])
         # A list for each: an event can be there twice, and each of the two gets its own answer.
         decisions: dict[str, list[Decision]] = {}
         for number, letter in enumerate(found, 1):
@@ -146,7 +175,7 @@ class Command(BrokerCommand):
             if answer is None:
                 break
             decisions.setdefault(identity_of(letter), []).append(answer)
-        with self._letters(queue) as letters:
+        with until_stopped(), self._letters(queue) as letters:  # what was answered is carried out
             report = letters.sift(lambda letter: _next_answer(decisions, letter))
         self.stdout.write(
             f"{queue}: {report.replayed:,} replayed, {report.discarded:,} discarded, {report.left:,} left"
@@ -170,6 +199,10 @@ class Command(BrokerCommand):
                 answer = input("[r]eplay, [d]iscard, [l]eave (default), [q]uit? ").strip().lower()[:1]
             except EOFError:
                 return None
+            except KeyboardInterrupt:
+                raise CommandError(
+                    "stopped; nothing of this handler was changed", returncode=FAILED
+                ) from None
             if answer == "q":
                 return None
             if answer in _ANSWERS:
@@ -212,4 +245,4 @@ def _filter(options: dict[str, Any]) -> LetterFilter:
             check_binding_key(pattern)
         except HandlerError as error:
             raise CommandError(f"--routing-key: {error}", returncode=USAGE) from error
-    return LetterFilter(frozenset(options["event"]), pattern)
+    return LetterFilter(frozenset(options["event"]), pattern, error_type=options.get("error"))

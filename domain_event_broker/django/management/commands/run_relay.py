@@ -34,6 +34,11 @@ class Command(BrokerCommand):
         "processes; several share the work, and events of one domain_object_id keep their order. "
         "SIGTERM or Ctrl-C finishes the batch at hand and stops."
     )
+    examples = (
+        ("relay until it is stopped: what a service runs", "run_relay"),
+        ("send all that waits, for example before a migration", "run_relay --drain"),
+        ("send what is due now, from cron", "run_relay --once"),
+    )
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Declare the options."""
