@@ -114,7 +114,7 @@ class Execution:
         except InboxUnavailable:
             raise
         except BaseException as error:
-            if is_ending() and _is_cancelled(error):
+            if is_ending():  # cancelled, or without its threads: nobody takes the answer any more
                 return Settlement(delivery, Action.REQUEUE, outcome="requeued")
             return self._failed_after(started, self.failed(delivery, error))
         finally:
@@ -206,12 +206,6 @@ def execute(
 ) -> Settlement:
     """Handle one delivery: :meth:`Execution.run`."""
     return Execution(handler, policy, inbox, bodies).run(delivery)
-
-
-def _is_cancelled(error: BaseException) -> bool:
-    from asyncio import CancelledError  # late: a program without async handlers has no use for it
-
-    return isinstance(error, CancelledError)
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -154,7 +154,7 @@ def test_options_in_examples_exist(page: Page) -> None:
 
 def test_exit_codes_are_those_of_the_commands() -> None:
     rows = _rows(_section(Page(REFERENCE / "commands.rst"), "Exit codes"))
-    assert [int(row[0]) for row in rows] == [base.OK, base.FAILED, base.USAGE, base.AWAY]
+    assert [int(row[0]) for row in rows] == [base.OK, base.FAILED, base.USAGE, base.AWAY, base.LEFT_BEHIND]
 
 
 # --- errors -----------------------------------------------------------------------------

@@ -15,7 +15,14 @@ from django.utils import autoreload
 from domain_event_broker.config import BrokerSettings
 from domain_event_broker.django.discovery import discover
 from domain_event_broker.django.known_queues import KnownQueues
-from domain_event_broker.django.management.base import OK, BrokerCommand, at_least, on_stop_signals
+from domain_event_broker.django.management.base import (
+    LEFT_BEHIND,
+    OK,
+    BrokerCommand,
+    at_least,
+    on_stop_signals,
+)
+from domain_event_broker.django.management.leaving import LEAVE_SECONDS, leave_within
 from domain_event_broker.django.management.watching import (
     add_ports,
     announce,
@@ -91,10 +98,15 @@ class Command(BrokerCommand):
         self, handlers: Sequence[Handler], settings: BrokerSettings, options: dict[str, Any]
     ) -> None:
         monitor = _monitor(handlers, settings, options, 1)
-        with watched(monitor, self.stdout):
-            observer = monitor.observer() if monitor else NOBODY
-            # The reloader has signals of its own, and runs this in a thread.
-            self._consume(handlers, settings, observer, with_signals=not options["reload"])
+        try:
+            with watched(monitor, self.stdout):
+                observer = monitor.observer() if monitor else NOBODY
+                # The reloader has signals of its own, and runs this in a thread.
+                self._consume(handlers, settings, observer, with_signals=not options["reload"])
+        finally:
+            # Whoever calls this from a program goes on with it; manage.py has nothing more to do.
+            if getattr(self, "_called_from_command_line", False) and not options["reload"]:
+                leave_within(LEAVE_SECONDS, LEFT_BEHIND)
 
     def _run_several(
         self, handlers: Sequence[Handler], settings: BrokerSettings, options: dict[str, Any]
