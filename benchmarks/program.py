@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks import c_client
 from tests.harness.postgres import PrivatePostgreSQL
 from tests.harness.rabbitmq import PrivateRabbitMQ
 
@@ -43,17 +44,29 @@ def main(arguments: Sequence[str]) -> int:
     # Imported when servers and settings exist: Django reads them once.
     parser = argparse.ArgumentParser(
         prog="benchmarks/run",
-        description="Measure publishing, relaying, subscribing, injection and latency on private servers.",
+        description="Measure publishing, relaying, subscribing and what goes with them on private servers.",
         epilog="Ratios within one run mean more than rates between runs: machines differ and are noisy.",
     )
-    names = ["publish", "relay", "subscribe", "injection", "latency"]
-    parser.add_argument("names", nargs="+", choices=[*names, "all"], help="what to measure")
+    names = ["publish", "relay", "subscribe", "injection", "monitoring", "latency", "backlog", "churn"]
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"what to measure: {', '.join(names)}, or all"
+    )
+    parser.add_argument(
+        "--install", action="store_true", help="first install (apt) what compiling the client in C takes"
+    )
     parser.add_argument("--repeat", type=int, default=3, help="samples of each figure (default: 3)")
     parser.add_argument(
         "--events", type=int, default=20_000, help="events of a throughput sample (default: 20000)"
     )
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args(arguments)
+    unknown = set(options.names) - {*names, "all"}
+    if unknown or not (options.names or options.install):
+        parser.error(f"name what to measure: {', '.join(names)}, or all")
+    if options.install:
+        c_client.install()
+    if not options.names:
+        return 0
     chosen = names if "all" in options.names else options.names
     with ExitStack() as stack:
         # fsync as a production server has it: it is most of what a commit costs.
@@ -95,14 +108,14 @@ def configure(database_url: str, broker_url: str) -> None:
 
 def measure(name: str, repeat: int, events: int) -> list[Figure]:
     """Run one benchmark and print its figures as they come."""
-    from benchmarks import injection, measurements
+    from benchmarks import backlog, injection, measurements, monitoring
 
-    modules = {"injection": injection}
+    modules = {"injection": injection, "monitoring": monitoring, "backlog": backlog, "churn": backlog}
     benchmark: Callable[[int, int], list[Figure]] = getattr(modules.get(name, measurements), name)
-    print(f"\n{name}")
+    print(f"\n{name}", flush=True)
     figures = benchmark(repeat, events)
     for figure in figures:
-        print("  " + figure.line())
+        print("  " + figure.line(), flush=True)
     return figures
 
 
