@@ -11,6 +11,10 @@ from typing import Any
 #: Ways in which a delivery ends well; of a duplicate, and of what a filter leaves out, no handler hears.
 _WELL = frozenset({"handled", "duplicate", "filtered"})
 
+#: Reasons for which deliveries end in the dead letters without their handler: what is in them is no event for
+#: it, or they have taken down too many processes.
+_NOT_CALLED = frozenset({"malformed", "not-opened", "invalid-data", "newer-version", "too-large", "crashed"})
+
 #: Fields that hold Unix time in seconds, shown as ISO 8601 in UTC.
 _TIMES = ("last_publish_at", "last_consume_at", "last_error_at", "connected_at")
 
@@ -82,15 +86,16 @@ class Stats:
         self.events_consumed += events
         self.last_consume_at = time.time()
 
-    def settled(self, outcomes: Iterable[str]) -> None:
-        """Count deliveries by the outcomes of their settlements."""
-        for outcome in outcomes:
+    def settled(self, outcomes: Iterable[tuple[str, str]]) -> None:
+        """Count deliveries by the outcomes of their settlements, each with the reason of its failure."""
+        for outcome, reason in outcomes:
             if outcome in _WELL:
                 self.events_processed_success += 1
                 self.handlers_invoked += outcome == "handled"
             elif outcome != "requeued":
-                self.handlers_invoked += 1
-                self.handler_errors += 1
+                was_called = reason not in _NOT_CALLED
+                self.handlers_invoked += was_called
+                self.handler_errors += was_called
                 self.events_processed_failed += 1
                 self.messages_sent_to_dlq += outcome == "dead-lettered"
                 self.last_error_at = time.time()

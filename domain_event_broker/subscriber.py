@@ -247,7 +247,9 @@ class Consumer:
     def _settle(self, transport: Transport, settlements: Sequence[Settlement]) -> None:
         transport.settle(settlements)
         self.outcomes.update((each.delivery.queue, each.outcome) for each in settlements)
-        self.stats.settled(each.outcome for each in settlements)
+        self.stats.settled(
+            (each.outcome, each.failure.reason if each.failure else "") for each in settlements
+        )
         self._observer.settled(settlements)
 
     def _leave_if_stuck(self, transport: Transport) -> None:
