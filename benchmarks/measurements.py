@@ -200,9 +200,7 @@ def relay_rate(key: str, queue_type: str, events: int, observer: Observer = NOBO
     """Return events per second from a backlog of so many to a queue of this type."""
     _declare(Subscription(key, (key,), queue_type=queue_type))
     _fill(key, events)
-    relay = Relay(
-        DjangoRelayOutbox(None, currentcurrent_settings().outbox), current_settings(), observer=observer
-    )
+    relay = Relay(DjangoRelayOutbox(None, current_settings().outbox), current_settings(), observer=observer)
     started = time.perf_counter()
     report = relay.drain()
     seconds = time.perf_counter() - started
