@@ -100,6 +100,8 @@ class _RichBar:
         )
         self._task = self._bar.add_task(label, total=total)
         self._bar.start()
+        # rich hides it, and a process that is killed would leave it so.
+        self._bar.console.show_cursor(True)
 
     def draw(self, done: int) -> None:
         """Replace what is drawn."""

@@ -163,8 +163,8 @@ class Command(BrokerCommand):
 
     def _go_on(self, run: Backfill) -> int:
         before = run.sent
-        progress = Progress(self.stdout, f"{run.handler}: sent", run.expected)
         with until_stopped() as stopped:
+            progress = Progress(self.stdout, f"{run.handler}: sent", run.expected)
             try:
                 done = backfill.go_on(run, self.settings(), stopped.is_set, progress.update)
             finally:

@@ -176,7 +176,7 @@ class Command(BrokerCommand):
 
     def _in_colour(self, alert: Alert) -> str:
         styles = {Level.CRITICAL: self.style.ERROR, Level.WARNING: self.style.WARNING}
-        style = styles.get(alert.level, self.style.NOTICE)
+        style = styles.get(alert.level, str)
         return f"{style(alert.level.value.upper())}: {alert.text} {alert.remedy}"
 
 

@@ -86,9 +86,10 @@ class Command(BrokerCommand):
         return replace(settings, outbox=replace(settings.outbox, **given))
 
     def _drain(self, settings: BrokerSettings, outbox: DjangoRelayOutbox) -> int:
-        progress = Progress(self.stdout, "relayed", outbox.pending(limit=10_000_000))
+        waiting = outbox.pending(limit=10_000_000)
         relay = Relay(outbox, settings, on_batch=lambda report: progress.update(report.total))
         on_stop_signals(relay.stop)
+        progress = Progress(self.stdout, "relayed", waiting)
         try:
             relay.drain()
         finally:
