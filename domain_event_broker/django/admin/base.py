@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
@@ -72,14 +72,20 @@ def in_words(view: View) -> View:
 
 
 @contextmanager
-def whole() -> Iterator[None]:
+def whole(only_reading: bool = False) -> Iterator[None]:
     """Use a savepoint where a request is a transaction: a statement that failed would end all others.
 
+    :param only_reading: go back to the savepoint in any case: who reads may have passed over an error.
     :raises ConfigurationError: there is no such database.
     """
     alias = known_alias(outbox_alias())
-    with transaction.atomic(using=alias) if connections[alias].in_atomic_block else nullcontext():
+    if not connections[alias].in_atomic_block:
         yield
+        return
+    with transaction.atomic(using=alias):
+        yield
+        if only_reading:
+            transaction.set_rollback(True, using=alias)
 
 
 class ReadOnlyAdmin(_ModelAdmin):

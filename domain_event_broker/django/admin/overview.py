@@ -18,6 +18,7 @@ from domain_event_broker import config
 from domain_event_broker.django.admin import dead_letters, display, plots
 from domain_event_broker.django.admin.base import ReadOnlyAdmin, whole
 from domain_event_broker.django.admin.links import Links, model_url
+from domain_event_broker.django.conf import outbox_settings
 from domain_event_broker.django.discovery import discover
 from domain_event_broker.django.models import BUCKETS, BrokerOverview, HeldEvent, OutboxEvent
 from domain_event_broker.django.outbox import outbox_alias
@@ -99,7 +100,7 @@ class BrokerOverviewAdmin(ReadOnlyAdmin):
 
 def _outbox() -> tuple[OutboxStatus | None, list[Alert]]:
     try:
-        with whole():
+        with whole(only_reading=True):
             return outbox_status(outbox_alias()), []
     except DomainEventBrokerError as error:
         text = f"The outbox cannot be read: {display.told(error).rstrip('.')}."
@@ -124,7 +125,8 @@ def _broker(handlers: list[Handler]) -> tuple[BrokerStatus | None, list[Alert]]:
             text = "The broker is switched off: DOMAIN_EVENT_BROKER is None."
             remedy = "Events published now are neither stored nor sent; set a URL to switch it on."
             return None, [Alert(Level.WARNING, text, remedy, "switched-off")]
-        status = broker_status(dead_letters.settings_for_admin(), handlers)
+        with whole(only_reading=True):
+            status = broker_status(dead_letters.settings_for_admin(), handlers)
     except DomainEventBrokerError as error:
         text = f"The settings are wrong: {display.told(error).rstrip('.')}."
         return None, [Alert(Level.CRITICAL, text, "Correct DOMAIN_EVENT_BROKER.", "settings")]
@@ -148,7 +150,7 @@ def _figures(outbox: OutboxStatus, links: Links) -> Iterator[Figure]:
 
 def _plots() -> list[dict[str, Any]]:
     try:
-        with whole():
+        with whole(only_reading=True):
             hour, day = throughput(outbox_alias(), PERIODS)
     except DomainEventBrokerError:
         return []  # an alert says that the outbox cannot be read
@@ -158,6 +160,9 @@ def _plots() -> list[dict[str, Any]]:
 def _plot(name: str, title: str, unit: str, sent: Throughput) -> dict[str, Any]:
     about = "" if sent.exact else "about "
     summary = f"{about}{sent.total:,} sent, at most {about}{sent.highest:,} in one {unit}"
+    if not sent.total:
+        kept = outbox_settings().archive_days
+        summary = "nothing sent" if kept else "not known: nothing is archived (ARCHIVE_DAYS is 0)"
     labels = [(_clock(each.starts_at), each.count) for each in sent.slices]
     drawn = [plots.Bar(count, f"{at}: {about}{count:,}") for at, count in labels]
     return {

@@ -10,6 +10,9 @@ from datetime import timedelta
 from typing import Any
 
 from django.contrib.auth.models import Permission, User
+from django.contrib.messages.storage.cookie import CookieStorage
+from django.http import HttpRequest
+from django.test import RequestFactory
 from django.utils import timezone
 
 from domain_event_broker import DomainEvent, config
@@ -113,6 +116,27 @@ def look_as_a_relay(alias: str = "default") -> list[OutboxRow]:
         return relay.fetch(relay.renew(), 1000)
     finally:
         relay.leave()
+
+
+def request_of_superuser(**query: str) -> HttpRequest:
+    """Return a request for a page by somebody who may do everything, without a database of users."""
+    request = RequestFactory().get("/", query)
+    request.user = User(username="root", is_superuser=True, is_staff=True)
+    request._messages = CookieStorage(request)  # type: ignore[attr-defined]
+    return request
+
+
+class OneDatabase:
+    """A router that leads everything to one database."""
+
+    def __init__(self, alias: str) -> None:
+        self._alias = alias
+
+    def db_for_read(self, model: Any, **hints: Any) -> str:
+        """Name the database."""
+        return self._alias
+
+    db_for_write = db_for_read
 
 
 def user(name: str, *permissions: str) -> User:

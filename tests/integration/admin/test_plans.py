@@ -9,11 +9,8 @@ from typing import Any
 
 import pytest
 from django.contrib import admin
-from django.contrib.auth.models import User
-from django.contrib.messages.storage.cookie import CookieStorage
 from django.db import connections
 from django.http import HttpResponse
-from django.test import RequestFactory
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
@@ -27,6 +24,7 @@ from domain_event_broker.django.models import (
     OutboxEvent,
 )
 from tests.djangoapp.databases import database
+from tests.integration.admin import stage
 
 #: Rows in each table: enough that reading one to its end is what a careless query would do.
 WAITING, HELD, SENT, HANDLED = 120_000, 30_000, 150_000, 60_000
@@ -93,32 +91,17 @@ def visit(
         "URL": f"memory://{fresh_name('plans')}",
         "OUTBOX": {"DATABASE": full},
     }
-    settings.DATABASE_ROUTERS = [Everything(full)]
+    settings.DATABASE_ROUTERS = [stage.OneDatabase(full)]
     subscribe("order.#", name="billing")(lambda event: None)
 
     def open_page(view: str, model: Any, *args: str, **query: str) -> list[dict[str, Any]]:
-        request = RequestFactory().get("/", query)
-        request.user = User(username="root", is_superuser=True, is_staff=True)
-        request._messages = CookieStorage(request)  # type: ignore[attr-defined]
+        request = stage.request_of_superuser(**query)
         with CaptureQueriesContext(connections[full]) as queries:
             response: HttpResponse = getattr(admin.site._registry[model], view)(request, *args)
             assert response.status_code == 200
         return [plan_of(full, each["sql"]) for each in queries if each["sql"].startswith("SELECT")]
 
     return open_page
-
-
-class Everything:
-    """A router to one database."""
-
-    def __init__(self, alias: str) -> None:
-        self._alias = alias
-
-    def db_for_read(self, model: Any, **hints: Any) -> str:
-        """Name the database."""
-        return self._alias
-
-    db_for_write = db_for_read
 
 
 def plan_of(alias: str, sql: str) -> dict[str, Any]:
