@@ -35,8 +35,12 @@ class Figure:
 
     def line(self) -> str:
         """Return the figure for people."""
-        low, high = min(self.samples), max(self.samples)
-        return f"{self.name:<58} {self.median:>10,.1f} {self.unit:<9} ({low:,.1f} to {high:,.1f})"
+        middle, low, high = map(self.shown, (self.median, min(self.samples), max(self.samples)))
+        return f"{self.name:<62} {middle:>10} {self.unit:<9} ({low} to {high})"
+
+    def shown(self, value: float) -> str:
+        """Return a value with as many digits as mean something."""
+        return f"{value:,.{2 if self.unit == 'ratio' else 1 if value < 1000 else 0}f}"
 
 
 def main(arguments: Sequence[str]) -> int:
