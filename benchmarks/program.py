@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,7 @@ def main(arguments: Sequence[str]) -> int:
         "--events", type=int, default=20_000, help="events of a throughput sample (default: 20000)"
     )
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--table", type=Path, help="the same as a table for a page of the documentation")
     options = parser.parse_args(arguments)
     unknown = set(options.names) - {*names, "all"}
     if unknown or not (options.names or options.install):
@@ -80,6 +83,8 @@ def main(arguments: Sequence[str]) -> int:
         figures = [figure for name in chosen for figure in measure(name, options.repeat, options.events)]
     if options.json:
         options.json.write_text(json.dumps(as_json(figures), indent=2) + "\n")
+    if options.table:
+        options.table.write_text(as_table(figures))
     return 0
 
 
@@ -126,9 +131,30 @@ def measure(name: str, repeat: int, events: int) -> list[Figure]:
 def as_json(figures: Sequence[Figure]) -> dict[str, Any]:
     """Return figures and machine for a file."""
     return {
-        "machine": {"python": platform.python_version(), "system": platform.platform()},
+        "machine": machine(),
         "figures": [
             {"name": each.name, "unit": each.unit, "median": each.median, "samples": each.samples}
             for each in figures
         ],
     }
+
+
+def as_table(figures: Sequence[Figure]) -> str:
+    """Return the figures as a table in reStructuredText: medians, and from the least to the most."""
+    lines = [".. list-table::", "   :header-rows: 1", "", "   * - What", "     - Median", "     - Range"]
+    for each in figures:
+        median, low, high = map(each.shown, (each.median, min(each.samples), max(each.samples)))
+        unit = "" if each.unit == "ratio" else f" {each.unit}"
+        lines += [f"   * - {each.name}", f"     - {median}{unit}", f"     - {low} to {high}"]
+    return "\n".join(lines) + "\n"
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures are of."""
+    packages = {name: version(name) for name in ("Django", "psycopg", "pika")}
+    python = {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processors": os.cpu_count(),
+    }
+    return {**python, **packages}
