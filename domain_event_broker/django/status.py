@@ -63,7 +63,9 @@ class RelayStatus:
 class OutboxStatus:
     """The outbox of one database.
 
-    :param pending: rows that wait to be sent; counted up to ``COUNT_LIMIT``.
+    Rows are counted up to ``COUNT_LIMIT``.
+
+    :param pending: rows that wait to be sent.
     :param oldest_seconds: age of the oldest of them.
     :param sent_seconds_ago: age of the newest event in the archive; ``None``: it is empty.
     """
@@ -110,15 +112,15 @@ def _outbox_status(alias: str) -> OutboxStatus:
     waiting = OutboxEvent.objects.using(alias).order_by("id")
     oldest = waiting.values_list("created_at", flat=True).first()
     sent = ArchivedEvent.objects.using(alias).order_by("-published_at")
-    states = HeldEvent.objects.using(alias).values_list("state").annotate(n=Count("id")).order_by("state")
-    held = dict(states)
+    held = HeldEvent.objects.using(alias).order_by("id")
+    counts = {state: held.filter(state=state)[:COUNT_LIMIT].count() for state in HeldEvent.State}
     return OutboxStatus(
         database=alias,
         pending=waiting[:COUNT_LIMIT].count(),
         oldest_seconds=_ago(oldest),
-        scheduled=held.get(HeldEvent.State.SCHEDULED, 0),
-        retrying=held.get(HeldEvent.State.RETRYING, 0),
-        parked=held.get(HeldEvent.State.PARKED, 0),
+        scheduled=counts[HeldEvent.State.SCHEDULED],
+        retrying=counts[HeldEvent.State.RETRYING],
+        parked=counts[HeldEvent.State.PARKED],
         relays=tuple(_relays(alias)),
         sent_seconds_ago=_ago(sent.values_list("published_at", flat=True).first()),
     )

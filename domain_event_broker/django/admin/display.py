@@ -6,6 +6,7 @@ import json
 from datetime import datetime, timedelta
 
 from django.utils import timezone
+from django.utils.formats import date_format
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.timesince import timesince
@@ -47,6 +48,16 @@ def bounded(text: str, limit: int = MAX_SHOWN) -> str:
 def code_block(text: str) -> SafeString:
     """Return ``text``, escaped, as a block of code."""
     return format_html('<pre class="deb-code">{}</pre>', text)
+
+
+def moment(at: datetime | None, form: str = "DATETIME_FORMAT") -> str:
+    """Return a point in time as the project writes it, in its time zone.
+
+    :param form: name of a format of Django, or a format.
+    """
+    if at is None:
+        return EMPTY
+    return date_format(timezone.localtime(at) if timezone.is_aware(at) else at, form)
 
 
 def age(moment: datetime | None) -> str:

@@ -11,8 +11,6 @@ from datetime import datetime
 from datetime import timezone as timezones
 
 from django.db import Error, router
-from django.utils import timezone
-from django.utils.formats import date_format
 
 from domain_event_broker import config
 from domain_event_broker.django.admin import display
@@ -136,7 +134,7 @@ def _moments(row: StoredEvent, links: Links, event: StoredEvent) -> Iterator[Mom
 
 
 def _held(row: HeldEvent, url: str) -> Moment:
-    due = date_format(timezone.localtime(row.due_at), "DATETIME_FORMAT") if row.due_at else ""
+    due = display.moment(row.due_at)
     refused = "Refused once" if row.attempts == 1 else f"Refused {row.attempts} times"
     text = {
         HeldEvent.State.SCHEDULED.value: f"Scheduled: it is sent from {due} on.",

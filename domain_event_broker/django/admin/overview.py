@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Any
 
 from django.contrib import admin
@@ -12,7 +11,6 @@ from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern, path
 from django.utils import timezone
-from django.utils.formats import date_format
 
 from domain_event_broker import config
 from domain_event_broker.django.admin import dead_letters, display, plots
@@ -134,18 +132,22 @@ def _broker(handlers: list[Handler]) -> tuple[BrokerStatus | None, list[Alert]]:
 
 
 def _figures(outbox: OutboxStatus, links: Links) -> Iterator[Figure]:
-    oldest, more = outbox.oldest_seconds, "+" if outbox.pending >= COUNT_LIMIT else ""
+    oldest = outbox.oldest_seconds
     waiting = links.list(OutboxEvent)
     lag = display.seconds(oldest) if oldest is not None else "none"
     yield Figure(lag, "lag: age of the oldest waiting", waiting, is_bad=(oldest or 0) > 60)
-    yield Figure(f"{outbox.pending:,}{more}", "waiting", waiting)
+    yield Figure(_count(outbox.pending), "waiting", waiting)
     for state, count in (
         (HeldEvent.State.SCHEDULED, outbox.scheduled),
         (HeldEvent.State.RETRYING, outbox.retrying),
         (HeldEvent.State.PARKED, outbox.parked),
     ):
         url = links.list(HeldEvent, state__exact=state.value)
-        yield Figure(f"{count:,}", state.value, url, is_bad=count > 0 and state == HeldEvent.State.PARKED)
+        yield Figure(_count(count), state.value, url, is_bad=count > 0 and state == HeldEvent.State.PARKED)
+
+
+def _count(count: int) -> str:
+    return f"{count:,}+" if count >= COUNT_LIMIT else f"{count:,}"
 
 
 def _plots() -> list[dict[str, Any]]:
@@ -163,7 +165,7 @@ def _plot(name: str, title: str, unit: str, sent: Throughput) -> dict[str, Any]:
     if not sent.total:
         kept = outbox_settings().archive_days
         summary = "nothing sent" if kept else "not known: nothing is archived (ARCHIVE_DAYS is 0)"
-    labels = [(_clock(each.starts_at), each.count) for each in sent.slices]
+    labels = [(display.moment(each.starts_at, "H:i"), each.count) for each in sent.slices]
     drawn = [plots.Bar(count, f"{at}: {about}{count:,}") for at, count in labels]
     return {
         "title": title,
@@ -174,10 +176,6 @@ def _plot(name: str, title: str, unit: str, sent: Throughput) -> dict[str, Any]:
         "rows": [(at, f"{about}{count:,}") for at, count in reversed(labels)],
         "svg": plots.bars(drawn, f"Events sent, {title.lower()} by {unit}", summary, f"deb-{name}"),
     }
-
-
-def _clock(moment: datetime) -> str:
-    return date_format(timezone.localtime(moment), "H:i")
 
 
 def _rows(handlers: list[Handler], broker: BrokerStatus | None, links: Links) -> list[Row]:

@@ -77,6 +77,15 @@ def test_a_scheduled_and_a_retried_event_tell_when_they_are_due(admin: Client) -
     assert "the next try is at " in life(page_of(admin, stage.held(state="retrying")))[-1]
 
 
+@pytest.mark.parametrize("state", HeldEvent.State.values)
+def test_a_project_without_time_zones_sees_the_same(admin: Client, settings: Any, state: str) -> None:
+    settings.USE_TZ = False
+    settings.TIME_ZONE = "Asia/Tokyo"
+    assert len(life(page_of(admin, stage.held(state=state)))) == 2
+    assert len(life(page_of(admin, stage.sent()))) == 2
+    assert admin.get("/admin/domain_event_broker/brokeroverview/").status_code == 200
+
+
 def test_a_waiting_event_names_the_one_that_it_waits_for(admin: Client) -> None:
     blocking = stage.held("order.placed", key="order-7")
     response = page_of(admin, stage.waiting("order.paid", key="order-7"))

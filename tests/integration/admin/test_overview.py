@@ -11,10 +11,10 @@ import pytest
 from django.contrib.auth.models import User
 from django.db import connection
 from django.test import Client
-from django.utils import translation
+from django.utils import timezone, translation
 
 from domain_event_broker import DomainEvent, handlers, subscribe
-from domain_event_broker.django.models import HeldEvent, RelayHeartbeat, RelayLease
+from domain_event_broker.django.models import ArchivedEvent, HeldEvent, RelayHeartbeat, RelayLease
 from tests.integration.admin import stage
 
 pytestmark = pytest.mark.django_db
@@ -95,6 +95,7 @@ def test_the_worst_is_told_first(admin: Client, registry: handlers.Registry) -> 
 def test_plots_what_was_sent(admin: Client) -> None:
     for _ in range(3):
         stage.sent()
+    ArchivedEvent.objects.update(published_at=timezone.now())  # in one minute, whenever it ends
     response = admin.get(PAGE)
     hour, day = response.context["plots"]
     assert (hour["summary"], day["summary"]) == (
