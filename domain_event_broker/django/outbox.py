@@ -44,7 +44,7 @@ _TYPES = ("text", "smallint", "text", "text", "text", "text", "float8", "text")
 _JSON_COLUMNS = ", ".join(f"{name} {kind}" for name, kind in zip(_NAMES, _TYPES, strict=True))
 # Sorted, so that ids are given in the order of the rows by more than luck.
 _INSERT_JSON = (
-    f"INSERT INTO {OUTBOX} ({EVENT_COLUMNS}, attempts, created_at) SELECT {EVENT_COLUMNS}, 0, %s "  # noqa: S608
+    f"INSERT INTO {OUTBOX} ({EVENT_COLUMNS}, attempts, created_at) SELECT {EVENT_COLUMNS}, 0, %s "  # noqa: S608 - constants
     f"FROM ROWS FROM (json_to_recordset(%s::json) AS ({_JSON_COLUMNS})) WITH ORDINALITY ORDER BY ordinality"
 )
 

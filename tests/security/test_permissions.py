@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
 from typing import Any
 
 import pytest
@@ -12,7 +13,14 @@ from django.test import Client
 from django.urls import NoReverseMatch, reverse
 
 from domain_event_broker import DomainEvent
-from domain_event_broker.django.models import ArchivedEvent, HeldEvent, OutboxEvent, RelayHeartbeat
+from domain_event_broker.django.backfill_models import Backfill
+from domain_event_broker.django.models import (
+    ArchivedEvent,
+    BrokerOverview,
+    HeldEvent,
+    OutboxEvent,
+    RelayHeartbeat,
+)
 from domain_event_broker.django.transport_models import DeadLetter
 from tests.integration.admin import stage
 
@@ -22,11 +30,17 @@ MODELS: dict[Any, tuple[str, ...]] = {
     HeldEvent: ("retry", "discard"),
     ArchivedEvent: ("publish_again",),
     RelayHeartbeat: (),
+    BrokerOverview: (),
     DeadLetter: ("replay", "replay_all", "discard"),
+    Backfill: ("begin", "go_on", "give_up"),
 }
-#: Views that a model admin may have, and those of them that nobody may see: events are not typed.
-VIEWS = ("changelist", "add", "history", "delete", "change")
+#: Models whose actions are buttons of pages of their own.
+WITH_PAGES = (DeadLetter, Backfill)
+#: Views that a model admin may have, those of them that nobody may see (events are not typed), and those that
+#: an action begins with.
+VIEWS = ("changelist", "add", "history", "delete", "change", "new")
 CLOSED = ("add", "delete")
+ACTING = ("new",)
 QUEUE = "billing-of-permissions"
 
 models = pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
@@ -41,6 +55,10 @@ def _events(db: None, settings: Any, fresh_name: Callable[[str], str]) -> None:
     stage.sent()
     RelayHeartbeat.objects.create(relay="r", host="h", pid=1, started_at=1.0, seen_at=1.0)
     stage.bury(QUEUE, DomainEvent("order.placed", {}))
+    begun = datetime.now(timezone.utc)
+    Backfill.objects.create(
+        handler=f"{QUEUE}-begun", binding_keys='["order.*"]', up_to=1, begun_at=begun, moved_at=begun
+    )
 
 
 def urls(model: Any) -> Iterator[tuple[str, str]]:
@@ -62,7 +80,7 @@ def test_all_models_of_the_app_in_the_admin_are_walked() -> None:
 
 def test_all_actions_of_the_admin_are_tried() -> None:
     for model, actions in MODELS.items():
-        if model is not DeadLetter:  # its actions are buttons of its page
+        if model not in WITH_PAGES:
             assert set(site.site._registry[model].actions) == set(actions)
 
 
@@ -99,7 +117,7 @@ def test_who_may_look_may_not_act(model: Any, client_with: Callable[..., Client]
     client = client_with(f"view_{model._meta.model_name}")
     before = _counts()
     for view, url in urls(model):
-        expected = {403} if view in CLOSED else {200, 302}
+        expected = {403} if view in (*CLOSED, *ACTING) else {200, 302}
         assert client.get(url).status_code in expected, view
     for action in MODELS[model]:
         _try(client, model, action)
@@ -138,21 +156,41 @@ def test_the_permission_for_one_action_is_none_for_another(
     assert _counts() == before
 
 
-@pytest.mark.parametrize("action", ["retry", "discard", "publish_again", "replay", "replay_all"])
-def test_with_its_permission_an_action_is_done(action: str, client_with: Callable[..., Client]) -> None:
+@pytest.mark.parametrize(
+    ("action", "permission"),
+    [
+        ("retry", "replay"),
+        ("discard", "discard"),
+        ("publish_again", "replay"),
+        ("replay", "replay"),
+        ("replay_all", "replay"),
+        ("begin", "run"),
+        ("give_up", "run"),
+    ],
+)
+def test_with_its_permission_an_action_is_done(
+    action: str, permission: str, client_with: Callable[..., Client]
+) -> None:
     """Or the tests above would find everything forbidden because nothing works."""
     model = next(model for model, actions in MODELS.items() if action in actions)
     name = model._meta.model_name
-    client = client_with(f"view_{name}", f"{'discard' if action == 'discard' else 'replay'}_{name}")
+    client = client_with(f"view_{name}", f"{permission}_{name}")
     before = _counts()
     _try(client, model, action)
     assert _counts() != before
 
 
 def test_who_may_replay_and_not_look_replays_nothing(client_with: Callable[..., Client]) -> None:
-    client = client_with("replay_deadletter", "discard_deadletter", "replay_heldevent", "discard_heldevent")
+    acts = (
+        "replay_deadletter",
+        "discard_deadletter",
+        "replay_heldevent",
+        "discard_heldevent",
+        "run_backfill",
+    )
+    client = client_with(*acts)
     before = _counts()
-    for model in (DeadLetter, HeldEvent):
+    for model in (DeadLetter, HeldEvent, Backfill):
         for action in MODELS[model]:
             _try(client, model, action)
     assert _counts() == before
@@ -160,8 +198,13 @@ def test_who_may_replay_and_not_look_replays_nothing(client_with: Callable[..., 
 
 def _try(client: Client, model: Any, action: str) -> None:
     """Do an action as the pages do, answering yes to whatever they ask."""
-    url = reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_changelist")
-    if model is DeadLetter:
+    view, arguments = "changelist", []
+    if model is Backfill:
+        view, arguments = ("new", []) if action == "begin" else ("change", [model.objects.earliest("pk").pk])
+    url = reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_{view}", args=arguments)
+    if model is Backfill:
+        form = {"handler": QUEUE, "keys": "order.*", "action": action}
+    elif model is DeadLetter:
         letters = client.get(url, {"queue": QUEUE}).context
         keys = [each.key for each in letters["page"].letters] if letters and "page" in letters else ["any"]
         form = {"queue": QUEUE, "action": action, "letter": keys, "confirmed": "yes"}
@@ -173,4 +216,5 @@ def _try(client: Client, model: Any, action: str) -> None:
 
 def _counts() -> tuple[Any, ...]:
     held = HeldEvent.objects.values_list("state", "attempts").first()
-    return OutboxEvent.objects.count(), held, ArchivedEvent.objects.count(), stage.depths(QUEUE)
+    backfills = list(Backfill.objects.order_by("pk").values_list("pk", "sent", "ended_at", "moved_at"))
+    return OutboxEvent.objects.count(), held, ArchivedEvent.objects.count(), stage.depths(QUEUE), backfills

@@ -22,7 +22,7 @@ from domain_event_broker.monitoring.metrics import (
     Metric,
 )
 from domain_event_broker.monitoring.recorder import OUTCOMES, SENT_OUTCOMES
-from tests.docs.pages import ROOT
+from tests.runner import ROOT
 
 FOLDER = ROOT / "example_project/monitoring"
 #: What Prometheus makes of a histogram.

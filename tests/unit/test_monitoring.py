@@ -40,8 +40,8 @@ from domain_event_broker.monitoring.recorder import (
 from domain_event_broker.monitoring.sampler import Sampler
 from domain_event_broker.monitoring.server import Answer, Server
 from domain_event_broker.ports import Action, Delivery, QueueStats, Settlement
-from tests.docs.pages import ROOT
 from tests.harness.waiting import wait_until
+from tests.runner import ROOT
 
 HANDLERS = ["billing", "mail"]
 FIGURES = OutboxFigures(3, 12.5, {"parked": 2}, 4.0)
@@ -192,6 +192,9 @@ def test_what_is_away_for_too_long_makes_unready_and_not_dead(
     assert health.ready().is_well
     clock.now += 2
     assert health.ready().reasons == (f"the relay: the {peer} has been away for 11 s",)
+    assert health.live().is_well
+    clock.now += 1000  # for so long: a new start would not help
+    recorder.away(error)
     assert health.live().is_well
     recorder.back()
     assert health.ready().is_well

@@ -108,8 +108,8 @@ class BackfillAdmin(ReadOnlyAdmin):
         ]
 
     def has_run_permission(self, request: HttpRequest) -> bool:
-        """Tell whether the user may put sent events into the queue of a handler."""
-        return self.may(request, "run")
+        """Tell whether the user may put sent events into the queue of a handler, and see what comes of it."""
+        return self.has_view_permission(request) and self.may(request, "run")
 
     @in_words
     def changelist_view(
