@@ -80,7 +80,8 @@ class _Recorder(Observer):
         self._was_connected = True
 
     def away(self, error: BaseException) -> None:
-        """Note since when it is away."""
+        """Note since when it is away; trying again is going on, too."""
+        self.alive()
         column = "database away since"
         if isinstance(error, BrokerUnavailable):
             # The broker is asked after the database.

@@ -21,6 +21,8 @@ logger = logging.getLogger("domain_event_broker.monitoring")
 
 #: Seconds that a client may take to send its request, or to read the answer.
 CLIENT_SECONDS = 10.0
+#: Seconds between two looks whether to stop.
+STOP_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ class Server:
 
     def serve(self) -> None:
         """Answer requests, each in a thread of its own, until :meth:`stop`."""
-        self._http.serve_forever()
+        self._http.serve_forever(STOP_SECONDS)
 
     def start(self) -> None:
         """:meth:`serve` in a thread that ends with the program."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,28 @@ from tests.harness.waiting import wait_until
 from tests.integration.monitoring.project import PATIENCE, Project
 
 MakeProject = Callable[..., Project]
+
+
+def children(pid: int) -> list[int]:
+    """Return the children of a process, in the order in which they were started."""
+    return sorted(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether a process runs; one that ended and was not asked for its code yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def is_listening(url: str) -> bool:
+    """Tell whether somebody answers at an address."""
+    try:
+        socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=PATIENCE).close()
+    except OSError:
+        return False
+    return True
 
 
 def test_a_relay_shows_what_it_sent_and_what_waits(make_project: MakeProject) -> None:
@@ -58,6 +82,31 @@ def test_counters_do_not_fall_when_a_process_is_killed_and_replaced(make_project
         assert subscriber.probe("/livez") == (200, [])
         assert subscriber.probe("/readyz") == (200, [])
         assert subscriber.stop() == 0
+
+
+def test_the_process_that_answers_is_replaced_too_and_ends_with_its_parent(make_project: MakeProject) -> None:
+    project = make_project()
+    with project.running("run_subscriber", "--processes", "2", "--metrics-port", "0") as subscriber:
+        subscriber.wait_for(2, "processes")
+        with project.running("run_relay"):
+            project.publish(*({"number": number} for number in range(3)))
+            subscriber.wait_for(3, "handler_events_total", "parcels-sort", "handled")
+        # The last that was started is the one that answers.
+        os.kill(children(subscriber.process.pid)[-1], signal.SIGKILL)
+        wait_until(lambda: "ended with code -9" in subscriber.printed(), PATIENCE, subscriber.printed)
+        # What asks meanwhile waits for it: the socket is the parent's.
+        assert subscriber.metrics()["handler_events_total", "parcels-sort", "handled"] == 3
+        assert subscriber.metrics()["process_restarts_total",] == 0
+        url, left = subscriber.url, children(subscriber.process.pid)
+        assert len(left) == 3
+        subscriber.process.kill()
+    wait_until(lambda: not is_listening(url), PATIENCE, f"nobody at {url}")
+    wait_until(lambda: not any(map(is_alive, left)), PATIENCE, f"{left} are gone")
+
+
+def test_ports_are_for_a_relay_that_goes_on(make_project: MakeProject) -> None:
+    with make_project().running("run_relay", "--once", "--metrics-port", "0") as relay:
+        assert relay.process.wait(PATIENCE) == 2
 
 
 def test_a_frozen_process_is_not_live(make_project: MakeProject) -> None:
