@@ -22,6 +22,7 @@ from domain_event_broker.django.models import BUCKETS, BrokerOverview, HeldEvent
 from domain_event_broker.django.outbox import outbox_alias
 from domain_event_broker.django.status import (
     COUNT_LIMIT,
+    LAG_SECONDS,
     Alert,
     BrokerStatus,
     Level,
@@ -135,7 +136,7 @@ def _figures(outbox: OutboxStatus, links: Links) -> Iterator[Figure]:
     oldest = outbox.oldest_seconds
     waiting = links.list(OutboxEvent)
     lag = display.seconds(oldest) if oldest is not None else "none"
-    yield Figure(lag, "lag: age of the oldest waiting", waiting, is_bad=(oldest or 0) > 60)
+    yield Figure(lag, "lag: age of the oldest waiting", waiting, is_bad=(oldest or 0.0) > LAG_SECONDS)
     yield Figure(_count(outbox.pending), "waiting", waiting)
     for state, count in (
         (HeldEvent.State.SCHEDULED, outbox.scheduled),
