@@ -23,8 +23,9 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from domain_event_broker import config, redaction
 from domain_event_broker.config import BrokerSettings, mask, scheme
 from domain_event_broker.django.admin import display
-from domain_event_broker.django.admin.letter_search import LetterSearch
+from domain_event_broker.django.admin.letter_search import DEPTHS, LetterSearch
 from domain_event_broker.errors import ConfigurationError, DomainEventBrokerError
+from domain_event_broker.events import MAX_JSON_DEPTH, is_too_deep
 from domain_event_broker.failures import Failure, History, without_failure
 from domain_event_broker.masking import one_line
 from domain_event_broker.ports import DeadLetter, DeadLetters, Decision, Transport
@@ -267,7 +268,9 @@ def act(search: LetterSearch, decision: Decision, keys: Collection[str]) -> Outc
     """Do ``decision`` for the letters named by ``keys``."""
     outcome, left = Outcome(), set(keys)
     for again in range(LOOKS):
-        done = _act(search, decision, lambda letter: key_of(letter) in keys, left)
+        # Only what was not found before: a letter that was replayed may have come back meanwhile.
+        wanted = frozenset(left)
+        done = _act(search, decision, lambda letter, wanted=wanted: key_of(letter) in wanted, left)  # type: ignore[misc]
         outcome.decided += done.decided
         outcome.done += done.done
         outcome.problem = done.problem
@@ -283,9 +286,8 @@ def act_on_all(search: LetterSearch, decision: Decision) -> Outcome:
     As with ``replay_dlq``, those that came back from several replays are left: each of them can be
     replayed by choosing it.
     """
-    outcome = Outcome(problem=search.problem)
-    if outcome.problem:
-        return outcome
+    if search.problem:
+        return Outcome(problem=search.problem)
     accept, looping = search.to_filter(), Counter[str]()
 
     def means(letter: DeadLetter) -> bool:
@@ -295,7 +297,7 @@ def act_on_all(search: LetterSearch, decision: Decision) -> Outcome:
         looping["left"] += loops
         return not loops
 
-    outcome = _act(search, decision, means)
+    outcome = _act(replace(search, depth=DEPTHS[-1]), decision, means)
     outcome.looping = looping["left"]
     return outcome
 
@@ -353,9 +355,12 @@ def download(search: LetterSearch, keys: Collection[str] | None) -> tuple[dict[s
             room -= len(letter.body)
         return Decision.LEAVE
 
-    total, problem = _ask(
-        search.queue, lambda letters: (letters.count(), letters.sift(decide, search.depth))[0]
-    )
+    def ask(letters: DeadLetters) -> int:
+        total = letters.count()
+        letters.sift(decide, DEPTHS[-1] if keys is None else search.depth)
+        return total
+
+    total, problem = _ask(search.queue, ask)
     complete = total is not None and looked >= total
     return {
         "handler": search.queue,
@@ -387,7 +392,9 @@ def _as_json(letter: DeadLetter) -> dict[str, Any]:
 
 
 def _parsed(text: str) -> Any:
-    """Return the value that JSON says, or the text where it is none."""
+    """Return the value that JSON says, or the text where it is none, or nested too deeply to be written."""
+    if is_too_deep(text.encode(), MAX_JSON_DEPTH):
+        return text
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

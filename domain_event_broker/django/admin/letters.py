@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from typing import Any, ClassVar
 
@@ -238,7 +239,7 @@ class DeadLetterAdmin(ReadOnlyAdmin):
         count = len(content["letters"])
         text = f"Downloaded in the admin: {content['filter']}. {count:,} letters."
         audit.complete(audit.begin(request, self.model, search.queue, audit.CHANGE, text), "")
-        name = "".join(each if each.isalnum() or each in "-_." else "_" for each in search.queue)
+        name = re.sub(r"[^A-Za-z0-9._-]", "_", search.queue)
         return HttpResponse(
             json.dumps(content, indent=2),
             content_type="application/json",

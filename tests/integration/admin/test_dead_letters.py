@@ -21,7 +21,7 @@ from domain_event_broker.django.admin.letter_search import LetterSearch
 from domain_event_broker.events import Message
 from domain_event_broker.failures import Failure
 from domain_event_broker.handlers import Registry
-from domain_event_broker.ports import Action, Settlement, Subscription
+from domain_event_broker.ports import Action, Decision, Settlement, Subscription
 from domain_event_broker.transports import open_transport
 from tests.harness.ports import lease_port
 from tests.harness.waiting import wait_until
@@ -548,3 +548,28 @@ def test_a_rabbitmq_is_given_seconds_where_its_url_names_none() -> None:
         "amqp://u:p@host:5672/%2Fshop?connection_attempts=1&socket_timeout=4&stack_timeout=60&heartbeat=30"
     )
     assert dead_letters._impatient("database:events") == "database:events"
+
+
+def test_bodies_that_are_nested_deeply_are_shown_and_downloaded(
+    memory: None, admin: Client, queue: str
+) -> None:
+    _bury_bodies(queue, b"[" * 900 + b"]" * 900)
+    assert "[[[" in show(admin, queue)
+    key = dead_letters.look(LetterSearch(queue)).letters[0].key
+    assert admin.get(PAGE, {"queue": queue, "letter": key}).status_code == 200
+    assert act(admin, queue, "download_all").json()["letters"][0]["payload"].startswith("[[[")
+
+
+def test_what_one_action_replays_and_comes_back_at_once_is_not_replayed_twice(
+    memory: None, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [event] = stage.bury(queue, *events(1))
+    monkeypatch.setattr(dead_letters, "_may_be_in_hand", lambda: True)
+    monkeypatch.setattr(dead_letters, "_pause", lambda tries: tries or stage.bury_what_waits(queue))
+    outcome = dead_letters.act(LetterSearch(queue), Decision.RETRY, [event.uuid_string, "gone"])
+    assert outcome.done == 1
+
+
+def test_all_means_all_and_not_those_that_a_page_looks_at(memory: None, admin: Client, queue: str) -> None:
+    stage.bury(queue, *events(5))
+    assert "5 letters were replayed." in said(act(admin, queue, "replay_all", depth="2", confirmed="yes"))
