@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from django.core.checks import run_checks
 
+from domain_event_broker.handlers import registry
+
 HOOKS = "tests.security.hooks"
 
 #: A database without our tables would be warned of, too.
@@ -76,8 +78,9 @@ def test_a_certificate_that_is_not_verified_is_always_warned_of(url: str, settin
     ],
 )
 def test_what_is_only_good_enough_at_home_is_told_by_check_deploy(
-    url: str, expected: list[str], settings: Any
+    url: str, expected: list[str], settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(registry, "_handlers", {})
     assert ids(settings, url) == []
     assert ids(settings, url, deploy=True) == expected
 

@@ -14,7 +14,7 @@ import pytest
 from tests.harness.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent.parent.parent
-PATIENCE = 60.0
+PATIENCE = 120.0
 
 SETTINGS = """
 from tests.djangoapp.settings import *
