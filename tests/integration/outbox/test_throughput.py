@@ -19,12 +19,15 @@ PERIODS = [(60, 60), (48, 1800)]
 
 
 def archive(alias: str, *seconds_ago: float, **columns: Any) -> None:
-    """Write sent events, in the order in which they were sent."""
+    """Write sent events, in the order in which they were sent; no two of them at one time."""
     now = datetime.now(timezone.utc)
     empty = {"event_id": "e", "bucket": 0, "routing_key": "k", "body": "{}", "outbox_id": 1}
     ArchivedEvent.objects.using(alias).bulk_create(
         ArchivedEvent(created_at=to_field(sent), published_at=to_field(sent), **{**empty, **columns})
-        for sent in (now - timedelta(seconds=ago) for ago in sorted(seconds_ago, reverse=True))
+        for sent in (
+            now - timedelta(seconds=ago, microseconds=-number)
+            for number, ago in enumerate(sorted(seconds_ago, reverse=True))
+        )
     )
 
 
