@@ -85,9 +85,11 @@ class _ActingAdmin(StoredEventAdmin):
 
     def _ask(self, request: HttpRequest, queryset: QuerySet[Any], texts: dict[str, Any]) -> HttpResponse:
         """Return the page that asks before an action is done."""
-        rows = list(queryset.order_by("pk")[:_LISTED])
-        count = queryset.order_by()[: moves.ACTION_LIMIT].count()
-        up_to = queryset.order_by("-pk").values_list("pk", flat=True).first() or 0
+        # The oldest first, along the index that the list is ordered by.
+        rows = list(queryset.reverse()[:_LISTED])
+        count = queryset[: moves.ACTION_LIMIT].count()
+        table = self.model._default_manager.using(outbox_alias())
+        up_to = table.order_by("-pk").values_list("pk", flat=True).first() or 0
         context = {
             **texts,
             "action_name": request.POST.get("action", ""),

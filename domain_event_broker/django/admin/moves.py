@@ -77,7 +77,8 @@ def publish_again(chosen: QuerySet[ArchivedEvent], witness: Witness) -> int:
 
 def _in_batches(chosen: QuerySet[Event], move: Callable[[Sequence[Event]], None], witness: Witness) -> int:
     """Call ``move`` with the rows of ``chosen``, up to ``ACTION_LIMIT``, in one transaction per batch."""
-    newest = chosen.order_by("-pk").values_list("pk", flat=True).first()
+    table = chosen.model._default_manager.using(chosen.db)
+    newest = table.order_by("-pk").values_list("pk", flat=True).first()
     # Without this end, an event that the relay parks again at once would be met again and again.
     oldest_first = chosen.defer(None).order_by("pk").filter(pk__lte=newest or 0)
     done, last = 0, 0

@@ -27,9 +27,12 @@ class CappedPaginator(Paginator):  # type: ignore[type-arg]
 
     @cached_property
     def count(self) -> int:
-        """Number of rows, up to ``COUNT_LIMIT``."""
+        """Number of rows, up to ``COUNT_LIMIT``.
+
+        In the order of the list: without one, a database may look for them from the wrong end.
+        """
         rows: Any = self.object_list
-        return int(rows.order_by()[:COUNT_LIMIT].count())
+        return int(rows[:COUNT_LIMIT].count())
 
     @property
     def capped(self) -> bool:

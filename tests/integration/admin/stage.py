@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
+from urllib.parse import urlencode
 
 from django.contrib.auth.models import Permission, User
 from django.contrib.messages.storage.cookie import CookieStorage
@@ -118,9 +119,14 @@ def look_as_a_relay(alias: str = "default") -> list[OutboxRow]:
         relay.leave()
 
 
-def request_of_superuser(**query: str) -> HttpRequest:
-    """Return a request for a page by somebody who may do everything, without a database of users."""
-    request = RequestFactory().get("/", query)
+def request_of_superuser(form: dict[str, str] | None = None, **query: str) -> HttpRequest:
+    """Return a request for a page by somebody who may do everything, without a database of users.
+
+    :param form: what is posted, if something is.
+    """
+    factory = RequestFactory()
+    request = factory.get("/", query) if form is None else factory.post(f"/?{urlencode(query)}", form)
+    request._dont_enforce_csrf_checks = True  # type: ignore[attr-defined]
     request.user = User(username="root", is_superuser=True, is_staff=True)
     request._messages = CookieStorage(request)  # type: ignore[attr-defined]
     return request

@@ -94,8 +94,10 @@ def visit(
     settings.DATABASE_ROUTERS = [stage.OneDatabase(full)]
     subscribe("order.#", name="billing")(lambda event: None)
 
-    def open_page(view: str, model: Any, *args: str, **query: str) -> list[dict[str, Any]]:
-        request = stage.request_of_superuser(**query)
+    def open_page(
+        view: str, model: Any, *args: str, form: dict[str, str] | None = None, **query: str
+    ) -> list[dict[str, Any]]:
+        request = stage.request_of_superuser(form, **query)
         with CaptureQueriesContext(connections[full]) as queries:
             response: HttpResponse = getattr(admin.site._registry[model], view)(request, *args)
             assert response.status_code == 200
@@ -175,6 +177,8 @@ class TestEveryList:
     def test_a_span_of_time(self, visit: Any, model: Any) -> None:
         for span in (
             {"since": ago(hours=1)},
+            {"since": ago(days=2.5)},
+            {"until": ago(hours=12)},
             {"until": ago(days=2.9)},
             {"since": ago(days=2), "until": ago(days=1.9)},
             {"since": ago(days=1), "until": ago(hours=1), "q": "order.n7"},
@@ -198,3 +202,19 @@ def test_events_that_nobody_subscribed_to(visit: Callable[..., list[dict[str, An
 def test_the_sent_events_of_today(visit: Callable[..., list[dict[str, Any]]]) -> None:
     since = timezone.now().replace(hour=0, minute=0, second=0, microsecond=0).isoformat()
     assert_frugal(visit("changelist_view", ArchivedEvent, published_at__gte=since))
+
+
+@pytest.mark.parametrize(
+    ("model", "action", "query"),
+    [
+        (ArchivedEvent, "publish_again", {}),
+        (ArchivedEvent, "publish_again", {"since": ago(days=2), "until": ago(days=1)}),
+        (ArchivedEvent, "publish_again", {"until": ago(days=2), "q": "order.n7"}),
+        (HeldEvent, "discard", {"state__exact": "parked"}),
+    ],
+)
+def test_the_question_before_an_action_on_all_that_match(
+    visit: Callable[..., list[dict[str, Any]]], model: Any, action: str, query: dict[str, str]
+) -> None:
+    form = {"action": action, "select_across": "1", "_selected_action": "1", "index": "0"}
+    assert_frugal(visit("changelist_view", model, form=form, **query))
