@@ -6,10 +6,12 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pika
+import pika.exceptions
 from django.conf import settings as django_settings
 from django.db import connection, connections
 
@@ -24,6 +26,8 @@ from domain_event_broker.transports import open_transport
 SMALL, TIMES = 50_000, 20
 #: Events that pass through the table between two samples of ``churn``, as samples of their own size.
 CHURN_ROUNDS = 10
+#: Queues that the events of each go to.
+QUEUES = ("bench-backlog", "bench-churn")
 #: Longest time of one relay, in seconds.
 TIMEOUT = 600.0
 
@@ -115,9 +119,11 @@ def _relay(events: int) -> dict[str, float]:
     database = django_settings.DATABASES["default"]
     url = f"postgresql://postgres@127.0.0.1:{database['PORT']}/{database['NAME']}"
     command = [sys.executable, "-c", _RELAY, str(_ROOT), url, str(django_settings.DOMAIN_EVENT_BROKER)]
+    # What it says when it fails is not caught, so that it is seen.
     done = subprocess.run(
-        [*command, str(events)], check=True, capture_output=True, text=True, timeout=TIMEOUT
+        [*command, str(events)], check=True, stdout=subprocess.PIPE, text=True, timeout=TIMEOUT
     )
+    _purge()
     result: dict[str, float] = json.loads(done.stdout)
     return result
 
@@ -136,6 +142,14 @@ def _fill(key: str, rows: int) -> None:
             f"INSERT INTO {OUTBOX} ({columns}) SELECT {values}, {', '.join(names)} FROM {OUTBOX}, "
             f"generate_series(2, {missing:d}) n WHERE id = (SELECT max(id) FROM {OUTBOX})"
         )
+
+
+def _purge() -> None:
+    """Empty the queues: the memory of the broker is finite."""
+    with pika.BlockingConnection(pika.URLParameters(str(django_settings.DOMAIN_EVENT_BROKER))) as broker:
+        for name in QUEUES:
+            with broker.channel() as channel, suppress(pika.exceptions.ChannelClosedByBroker):
+                channel.queue_purge(name)
 
 
 @contextmanager

@@ -80,11 +80,14 @@ def main(arguments: Sequence[str]) -> int:
         postgres = stack.enter_context(PrivatePostgreSQL({"fsync": "on"}))
         rabbitmq = stack.enter_context(PrivateRabbitMQ())
         configure(postgres.create_database("bench"), rabbitmq.url())
-        figures = [figure for name in chosen for figure in measure(name, options.repeat, options.events)]
-    if options.json:
-        options.json.write_text(json.dumps(as_json(figures), indent=2) + "\n")
-    if options.table:
-        options.table.write_text(as_table(figures))
+        figures: list[Figure] = []
+        for name in chosen:
+            figures += measure(name, options.repeat, options.events)
+            # After each: one that fails takes no others with it.
+            if options.json:
+                options.json.write_text(json.dumps(as_json(figures), indent=2) + "\n")
+            if options.table:
+                options.table.write_text(as_table(figures))
     return 0
 
 
