@@ -282,7 +282,7 @@ def test_a_fresh_answer_is_not_asked_for_again() -> None:
 def relay_exporter(others: list[Any] | None = None) -> Exporter:
     board = Board(relay_columns())
     RelayRecorder(board.rows[0]).relayed(0.2, 5, 1, 2, 0)
-    return Exporter(RelaySource(board, Sampler("it", lambda: FIGURES)).read, others or [])
+    return Exporter(RelaySource(board, Sampler("it", lambda: FIGURES, patience=30.0)).read, others or [])
 
 
 def parsed(exporter: Exporter, accept: str, parse: Callable[[str], Any]) -> dict[str, float]:
@@ -318,7 +318,7 @@ def test_depths_that_a_broker_cannot_tell_are_left_out() -> None:
         "billing": QueueStats(True, ready=4, dead=1),
         "mail": QueueStats(False),
     }
-    source = SubscriberSource(board, HANDLERS, Sampler("it", lambda: stats))
+    source = SubscriberSource(board, HANDLERS, Sampler("it", lambda: stats, patience=30.0))
     found = parsed(Exporter(source.read), "", text_string_to_metric_families)
     assert found["domain_event_broker_queue_eventsbilling,ready"] == 4
     assert found["domain_event_broker_queues_up"] == 1
