@@ -16,13 +16,13 @@ from domain_event_broker import config
 from domain_event_broker.django.admin import audit, dead_letters, display
 from domain_event_broker.django.admin.base import ReadOnlyAdmin
 from domain_event_broker.django.admin.dead_letters import Outcome, Page, settings_for_admin
+from domain_event_broker.django.admin.known import discovered_handlers
 from domain_event_broker.django.admin.letter_search import LetterSearch
 from domain_event_broker.django.admin.links import Links, model_url
-from domain_event_broker.django.discovery import discover
 from domain_event_broker.django.models import ArchivedEvent
 from domain_event_broker.django.status import BrokerStatus, broker_status
 from domain_event_broker.django.transport_models import DeadLetter
-from domain_event_broker.errors import ConfigurationError, DomainEventBrokerError, HandlerError
+from domain_event_broker.errors import ConfigurationError, HandlerError
 from domain_event_broker.handlers import Handler, describe
 from domain_event_broker.ports import Decision
 from domain_event_broker.routing import check_queue_name
@@ -104,7 +104,7 @@ class DeadLetterAdmin(ReadOnlyAdmin):
         return self._letters(request, search)
 
     def _handlers(self, request: HttpRequest) -> HttpResponse:
-        handlers, problem = _discovered()
+        handlers, problem = discovered_handlers()
         status = _status(handlers)
         context = {
             "title": "Dead letters",
@@ -264,17 +264,9 @@ class DeadLetterAdmin(ReadOnlyAdmin):
         return f"{url}?{search.query()}" if search else url
 
 
-def _discovered() -> tuple[list[Handler], str]:
-    """Return the handlers of the project, or none and what is wrong with them."""
-    try:
-        return discover().all(), ""
-    except DomainEventBrokerError as error:
-        return [], str(error)
-
-
 def _handler(queue: str) -> dict[str, str] | None:
     """Return what is known of the handler ``queue``; ``None``: another program declares it."""
-    for handler in _discovered()[0]:
+    for handler in discovered_handlers()[0]:
         if handler.name == queue:
             return {"keys": ", ".join(handler.binding_keys), "function": describe(handler.call)}
     return None

@@ -15,9 +15,9 @@ from django.utils import timezone
 from domain_event_broker import config
 from domain_event_broker.django.admin import dead_letters, display, plots
 from domain_event_broker.django.admin.base import ReadOnlyAdmin, whole
+from domain_event_broker.django.admin.known import discovered_handlers
 from domain_event_broker.django.admin.links import Links, model_url
 from domain_event_broker.django.conf import outbox_settings
-from domain_event_broker.django.discovery import discover
 from domain_event_broker.django.models import BUCKETS, BrokerOverview, HeldEvent, OutboxEvent
 from domain_event_broker.django.outbox import outbox_alias
 from domain_event_broker.django.status import (
@@ -108,14 +108,12 @@ def _outbox() -> tuple[OutboxStatus | None, list[Alert]]:
 
 
 def _discovered() -> tuple[list[Handler], list[Alert]]:
-    try:
-        return discover().all(), []
-    except Exception as error:  # a module of the project may fail in any way when it is imported
-        known = isinstance(error, DomainEventBrokerError)
-        reason = display.told(error) if known else f"{type(error).__name__}: {display.told(error)}"
-        text = f"The handlers of this project cannot be loaded: {reason.rstrip('.')}."
-        remedy = "Mend the declaration: no subscriber of this release can start."
-        return [], [Alert(Level.CRITICAL, text, remedy, "handlers")]
+    handlers, reason = discovered_handlers()
+    if not reason:
+        return handlers, []
+    text = f"The handlers of this project cannot be loaded: {reason.rstrip('.')}."
+    remedy = "Mend the declaration: no subscriber of this release can start."
+    return [], [Alert(Level.CRITICAL, text, remedy, "handlers")]
 
 
 def _broker(handlers: list[Handler]) -> tuple[BrokerStatus | None, list[Alert]]:

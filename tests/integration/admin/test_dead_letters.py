@@ -514,6 +514,18 @@ def test_handlers_that_cannot_be_served_are_told(
     assert "two handlers are named &#x27;same&#x27;" in show(admin)
 
 
+def test_a_module_of_handlers_that_cannot_be_imported_takes_no_page_away(
+    memory: None, admin: Client, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*modules: str) -> None:
+        raise ImportError("cannot import name 'charge' from 'payments'")
+
+    stage.bury(queue, *events(1))
+    monkeypatch.setattr("domain_event_broker.django.discovery.autodiscover_modules", broken)
+    assert "ImportError: cannot import name &#x27;charge&#x27; from &#x27;payments&#x27;" in show(admin)
+    assert "order.placed" in show(admin, queue)
+
+
 def test_a_project_without_handlers_is_told_how_to_declare_one(
     memory: None, admin: Client, registry: Registry
 ) -> None:
