@@ -8,6 +8,7 @@ import time
 from typing import Any, ClassVar
 
 from django.contrib import admin, messages
+from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern, path, reverse
@@ -77,10 +78,10 @@ class DeadLetterAdmin(ReadOnlyAdmin):
         form_url: str = "",
         extra_context: dict[str, Any] | None = None,
     ) -> HttpResponse:
-        """Lead from an entry of the admin log to the handler that it names."""
+        """Lead from an entry of the admin log to the handler that it names, quoted by Django."""
         if not self.has_view_permission(request):
             raise PermissionDenied
-        return HttpResponseRedirect(self._url(LetterSearch(object_id)))
+        return HttpResponseRedirect(self._url(LetterSearch(unquote(object_id))))
 
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None

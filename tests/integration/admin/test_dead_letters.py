@@ -104,6 +104,16 @@ def test_the_admin_log_leads_to_the_handler(admin: Client, broker: str, queue: s
     assert queue in admin.get(reverse("admin:index")).content.decode()
 
 
+@pytest.mark.parametrize("name", ["billing_charge", "billing_5Fcharge"])
+def test_the_admin_log_leads_to_a_handler_whose_name_django_quotes(
+    memory: None, admin: Client, fresh_name: Callable[[str], str], name: str
+) -> None:
+    queue = fresh_name(name)
+    act(admin, queue, "replay", *stage.bury(queue, *events(1)))
+    response = admin.get(LogEntry.objects.get().get_admin_url(), follow=True)
+    assert response.redirect_chain[-1][0] == f"{PAGE}?queue={quote(queue)}"
+
+
 def test_replays_all(admin: Client, broker: str, queue: str) -> None:
     stage.bury(queue, *events(5))
     response = act(admin, queue, "replay_all")
