@@ -152,7 +152,8 @@ def _waiting(row: OutboxEvent, links: Links, url: str) -> Iterator[Moment]:
     blocking = HeldEvent.objects.using(outbox_alias()).filter(blocks_key=True, ordering_key=row.ordering_key)
     first = blocking.first() if row.ordering_key is not None else None
     if first is not None:
-        text = f"It waits for an earlier event of {row.ordering_key!r}, which is held: {first.routing_key}."
+        named = f": {first.routing_key}" if links.may_view(HeldEvent) else ""
+        text = f"It waits for an earlier event of {row.ordering_key!r}, which is held{named}."
         yield Moment(now, text, "bad", url=links.event(first))
 
 

@@ -94,6 +94,16 @@ def test_a_waiting_event_names_the_one_that_it_waits_for(admin: Client) -> None:
     assert reverse("admin:domain_event_broker_heldevent_change", args=[blocking.pk]) in str(response.content)
 
 
+def test_who_may_not_see_held_events_learns_only_that_one_is_in_the_way(
+    client_with: Callable[..., Client],
+) -> None:
+    stage.held("order.secret", key="order-7")
+    viewer = client_with("view_outboxevent")
+    response = page_of(viewer, stage.waiting("order.paid", key="order-7"))
+    assert "earlier event of 'order-7', which is held." in life(response)[-1]
+    assert "order.secret" not in response.content.decode()
+
+
 def test_an_event_in_several_homes_tells_of_all_of_them(admin: Client) -> None:
     event = stage.sent()
     again = OutboxEvent.objects.create(**stage.columns("x"))
