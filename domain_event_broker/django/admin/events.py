@@ -23,6 +23,8 @@ from domain_event_broker.errors import OutboxUnavailable
 
 #: Events that a confirmation page names one by one.
 _LISTED = 20
+#: Digits that every database takes as an id, and more than any has; Python refuses to read thousands of them.
+_ID_DIGITS = 18
 
 Move = Callable[[QuerySet[Any], moves.Witness], int]
 
@@ -79,7 +81,8 @@ class _ActingAdmin(StoredEventAdmin):
         Events that came after the page was made are not among them.
         """
         up_to = request.POST.get("up_to", "")
-        if request.POST.get("confirmed") != "yes" or not up_to.isdecimal():
+        is_id = up_to.isdecimal() and len(up_to) <= _ID_DIGITS
+        if request.POST.get("confirmed") != "yes" or not is_id:
             return None
         return queryset.filter(pk__lte=int(up_to))
 

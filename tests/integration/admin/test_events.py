@@ -277,6 +277,14 @@ def test_discard_asks_first_and_deletes_then(admin: Client) -> None:
     assert not OutboxEvent.objects.exists()
 
 
+@pytest.mark.parametrize("up_to", ["", "-1", "soon", "9" * 19, "9" * 5_000])
+def test_discard_asks_again_where_the_answer_names_no_event(admin: Client, up_to: str) -> None:
+    doomed = stage.held()
+    page = run(admin, "heldevent", "discard", doomed, confirmed="yes", up_to=up_to)
+    assert "nothing brings them back" in page.content.decode()
+    assert list(HeldEvent.objects.all()) == [doomed]
+
+
 def test_discard_leaves_events_that_came_after_the_question(admin: Client) -> None:
     seen = stage.held()
     page = run(admin, "heldevent", "discard", seen, select_across="1")
