@@ -118,12 +118,13 @@ def begin(alias: str, handler: str, chosen: Chosen, *, force: bool, expected: in
     :param force: let the inbox forget that the handler took effect for these events before.
     :param expected: how many there are, for those who watch.
     :param by: who began it.
+    :raises PublishFailed: another one of this handler is unfinished, perhaps since a moment ago.
     :raises OutboxUnavailable: the database is away.
     """
     now = timezone.now()
     with _database(alias):
         newest = ArchivedEvent.objects.using(alias).order_by("-pk").values_list("pk", flat=True).first()
-        return Backfill.objects.using(alias).create(
+        begun = Backfill.objects.using(alias).create(
             handler=handler,
             binding_keys=json.dumps(chosen.binding_keys),
             since=_field(chosen.since),
@@ -136,6 +137,21 @@ def begin(alias: str, handler: str, chosen: Chosen, *, force: bool, expected: in
             begun_by=by,
             begun_at=now,
             moved_at=now,
+        )
+        _withdraw_if_second(begun)
+    return begun
+
+
+def _withdraw_if_second(begun: Backfill) -> None:
+    """Take back what was begun twice, by two clicks or two people: each event would be forgotten twice.
+
+    Each looks after its own row is committed, so one of them sees the other; at worst, both withdraw.
+    """
+    others = Backfill.objects.using(begun._state.db).filter(handler=begun.handler, ended_at=None)
+    if others.exclude(pk=begun.pk).exists():
+        begun.delete()
+        raise PublishFailed(
+            f"another back-fill of {begun.handler!r} is unfinished: go on with that one, or give it up first"
         )
 
 
@@ -259,20 +275,25 @@ class _Run:
         fresh = [row for row in rows if row.pk > backfill.forgotten_to]
         if not fresh:
             return True
-        inbox = router.db_for_write(InboxEntry)
-        entries = InboxEntry.objects.using(inbox).filter(
-            consumer=backfill.handler, event_id__in=[row.event_id for row in fresh]
+        entries = InboxEntry.objects.using(router.db_for_write(InboxEntry)).filter(
+            consumer=backfill.handler, event_id__in=self._not_forgotten(fresh)
         )
-        # In another database first: killed in between, they are forgotten again, and were not sent.
-        if inbox != self._alias:
-            entries.delete()
         with transaction.atomic(using=self._alias):
+            # First: it locks the row, so that of two processes the second forgets nothing. Where the inbox is
+            # in another database, one killed before the COMMIT has forgotten what it will forget again; it
+            # had not been sent.
             if not self._change(forgotten_to=fresh[-1].pk):
                 return False
-            if inbox == self._alias:
-                entries.delete()
+            entries.delete()
         backfill.forgotten_to = fresh[-1].pk
         return True
+
+    def _not_forgotten(self, fresh: Sequence[ArchivedEvent]) -> list[str]:
+        """Return the ids of events that no earlier batch had: one published again is in the archive twice."""
+        ids = {row.event_id for row in fresh}
+        backfill = self._backfill
+        before = Chosen.by(backfill).rows(self._alias).filter(event_id__in=ids, pk__lte=backfill.forgotten_to)
+        return sorted(ids.difference(before.values_list("event_id", flat=True)))
 
     def _note(self, done_to: int, sent: int, **changes: Any) -> bool:
         """Write down how far it is; ``False``: another process works on it, or it was given up."""

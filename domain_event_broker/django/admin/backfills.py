@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 from django import forms
@@ -22,7 +23,7 @@ from domain_event_broker.django.admin.links import model_url
 from domain_event_broker.django.backfill_models import Backfill
 from domain_event_broker.django.discovery import discover
 from domain_event_broker.django.outbox import outbox_alias
-from domain_event_broker.errors import DomainEventBrokerError
+from domain_event_broker.errors import DomainEventBrokerError, PublishFailed
 from domain_event_broker.routing import check_binding_key, check_queue_name
 from domain_event_broker.transports import open_transport
 
@@ -39,6 +40,12 @@ class _LocalTime(forms.DateTimeInput):
         super().__init__(format="%Y-%m-%dT%H:%M")
 
 
+def _check_year(moment: datetime) -> None:
+    """Refuse years beyond which a time zone may lead out of what a database has for a date."""
+    if not 1970 <= moment.year < 9000:
+        raise forms.ValidationError("No event was sent in that year.")
+
+
 class BackfillForm(forms.Form):
     """Which events, for which handler."""
 
@@ -48,8 +55,12 @@ class BackfillForm(forms.Form):
         label="Routing keys",
         help_text="Such as order.* or order.placed, with blanks between; empty: what it is bound with.",
     )
-    since = forms.DateTimeField(required=False, label="Sent from", widget=_LocalTime)
-    until = forms.DateTimeField(required=False, label="Sent before", widget=_LocalTime)
+    since = forms.DateTimeField(
+        required=False, label="Sent from", widget=_LocalTime, validators=[_check_year]
+    )
+    until = forms.DateTimeField(
+        required=False, label="Sent before", widget=_LocalTime, validators=[_check_year]
+    )
     object_id = forms.CharField(required=False, max_length=255, label="Domain object id")
     correlation_id = forms.CharField(required=False, max_length=255, label="Correlation id")
     force = forms.BooleanField(
@@ -215,14 +226,18 @@ class BackfillAdmin(ReadOnlyAdmin):
     def _begin(self, request: HttpRequest, form: BackfillForm) -> HttpResponse:
         data, chosen = form.cleaned_data, form.chosen()
         expected = backfill.count(outbox_alias(), chosen, COUNT_SECONDS).events
-        run = backfill.begin(
-            outbox_alias(),
-            data["handler"],
-            chosen,
-            force=data["force"],
-            expected=expected,
-            by=f"{request.user.get_username()} in the admin"[:255],
-        )
+        try:
+            run = backfill.begin(
+                outbox_alias(),
+                data["handler"],
+                chosen,
+                force=data["force"],
+                expected=expected,
+                by=f"{request.user.get_username()} in the admin"[:255],
+            )
+        except PublishFailed as error:  # a second click, or a second person, while the events were counted
+            self.message_user(request, str(error), messages.ERROR)
+            return HttpResponseRedirect(self._url("changelist"))
         anew = ", anew" if run.force else ""
         text = f"Begun in the admin: {', '.join(run.keys)}{anew}. "
         audit.begin(request, self.model, str(run.pk), audit.CHANGE, text, str(run))

@@ -140,6 +140,7 @@ def test_what_the_inbox_forgets_is_forgotten_before_it_is_sent_also_in_atomic_re
         ({"handler": "amq.x", "keys": "order.*"}, "reserved for the broker"),
         ({"handler": "HANDLER", "keys": "order*"}, "a wildcard must stand alone"),
         ({"handler": "HANDLER", "since": "yesterday"}, "Enter a valid date/time."),
+        ({"handler": "HANDLER", "since": "0001-01-01T00:00"}, "No event was sent in that year."),
     ],
 )
 def test_what_is_wrong_is_told_beside_the_field(
@@ -150,6 +151,31 @@ def test_what_is_wrong_is_told_beside_the_field(
         assert response.status_code == 200
         assert told in response.content.decode()
     assert not Backfill.objects.exists()
+
+
+def test_a_second_click_begins_no_second_one(
+    admin: Client, in_memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.sent("order.placed")
+    chosen = backfill.Chosen(("order.*",))
+
+    def clicked_meanwhile(*arguments: Any) -> backfill.Count:
+        backfill.begin("default", in_memory, chosen, force=True, expected=1, by="the first click")
+        return backfill.Count(1)
+
+    monkeypatch.setattr(backfill, "count", clicked_meanwhile)
+    response = admin.post(NEW, {"handler": in_memory, "force": "on"}, follow=True)
+    assert "is unfinished: go on with that one" in said(response)
+    assert Backfill.objects.get().begun_by == "the first click"
+
+
+def test_one_that_could_not_be_counted_to_the_end_can_be_begun(
+    admin: Client, in_memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backfill, "count", lambda *arguments: backfill.Count(0, complete=False))
+    page = admin.get(NEW, {"handler": in_memory}).content.decode()
+    assert "0 or more" in page
+    assert "Put them into its queue" in page
 
 
 def test_a_broker_that_is_away_is_told(admin: Client, in_memory: str, settings: Any) -> None:

@@ -246,6 +246,51 @@ def test_a_forced_one_that_was_killed_after_the_broker_had_a_batch_gives_no_even
     assert take_effect(transport, handler) == [False] * 10
 
 
+def test_an_event_that_was_published_again_is_forgotten_once(transport: Transport, audit: str) -> None:
+    """It is in the archive twice, and the second of them may be of a later batch."""
+    rows = [stage.sent("order.placed") for _ in range(25)]
+    again = stage.sent("order.placed")
+    ArchivedEvent.objects.filter(pk=again.pk).update(event_id=rows[0].event_id, body=rows[0].body)
+    handler = handlers.registry.select([audit])[0]
+    called: list[bool] = []
+
+    class Handling(Dying):
+        def send_to(self, queue: str, messages: Sequence[Message]) -> list[PublishOutcome]:
+            outcomes = super().send_to(queue, messages)
+            called.extend(take_effect(transport, handler))
+            return outcomes
+
+    begun = backfill.begin(
+        "default", audit, backfill.Chosen(("order.*",)), force=True, expected=26, by="somebody"
+    )
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(
+            backfill, "open_transport", lambda settings: Handling(open_transport(settings), 0, stored=True)
+        )
+        assert backfill.go_on(begun, settings_now())
+    assert called == [True] * 25 + [False]
+
+
+def test_two_that_begin_at_once_do_not_both(transport: Transport, audit: str) -> None:
+    chosen = backfill.Chosen(("order.*",))
+    first = backfill.begin("default", audit, chosen, force=True, expected=0, by="somebody")
+    with pytest.raises(PublishFailed, match="another back-fill of"):
+        backfill.begin("default", audit, chosen, force=True, expected=0, by="somebody else")
+    assert [each.pk for each in backfill.unfinished("default", audit)] == [first.pk]
+
+
+def test_who_is_second_at_the_same_back_fill_forgets_nothing(transport: Transport, audit: str) -> None:
+    for _ in range(30):
+        stage.sent("order.placed")
+    chosen = backfill.Chosen(("order.*",))
+    begun = backfill.begin("default", audit, chosen, force=True, expected=30, by="somebody")
+    (same,) = backfill.unfinished("default", audit)
+    assert backfill.go_on(begun, settings_now())
+    take_effect(transport, handlers.registry.select([audit])[0])
+    assert not backfill.go_on(same, settings_now())
+    assert InboxEntry.objects.filter(consumer=audit).count() == 30
+
+
 def test_an_event_that_the_queue_refuses_ends_it_and_is_tried_again(
     transport: Transport, audit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,7 +345,12 @@ def test_large_events_are_sent_few_at_a_time(
         (("AUDIT", "--key", "order*"), 2, "a wildcard must stand alone"),
         (("AUDIT", "--since", "yesterday"), 2, "--since 'yesterday' is no time"),
         (("AUDIT", "--until", "2026-13-01"), 2, "--until '2026-13-01' is no time"),
+        (("AUDIT", "--since", "0001-01-01"), 2, "--since '0001-01-01' is no time"),
         (("AUDIT", "--resume"), 2, "is unfinished"),
+        (("AUDIT", "--resume", "--dry-run"), 2, "--dry-run is for a new back-fill, not for --resume"),
+        (("AUDIT", "--give-up", "--dry-run"), 2, "--dry-run is for a new back-fill, not for --give-up"),
+        (("AUDIT", "--resume", "--key", "a.*"), 2, "--key is for a new back-fill, not for --resume"),
+        (("--list", "--object-id", "7"), 2, "--object-id is for a new back-fill, not for --list"),
         (("AUDIT", "--database", "elsewhere"), 2, "there is no database 'elsewhere'"),
     ],
 )

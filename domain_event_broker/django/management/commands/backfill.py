@@ -19,6 +19,11 @@ from domain_event_broker.django.management.base import FAILED, OK, USAGE, Broker
 from domain_event_broker.django.terminal import Progress
 from domain_event_broker.transports import open_transport
 
+#: Options that say which events a new back-fill is for, and how it goes.
+_OF_A_NEW_ONE = ("dry_run", "force", "key", "since", "until", "object_id", "correlation_id")
+#: Years that any database and time zone can do.
+_YEARS = range(1970, 9000)
+
 
 class Command(BrokerCommand):
     """Puts sent events into the queue of one handler."""
@@ -65,6 +70,7 @@ class Command(BrokerCommand):
 
     def run(self, **options: Any) -> int:
         """Begin a back-fill, or go on with one."""
+        _check_alone(options)
         alias = known_alias(options["database"] or outbox_alias())
         if options["list"]:
             return self._list(alias)
@@ -147,7 +153,7 @@ class Command(BrokerCommand):
             if not transport.stats([handler])[handler].exists:
                 raise CommandError(
                     f"there is no queue {handler!r}: run 'manage.py declare_queues' first, so that it gets "
-                    "what is sent from then on",
+                    "what is sent from then on, and wait a minute for what is on its way",
                     returncode=FAILED,
                 )
         finally:
@@ -178,6 +184,15 @@ class Command(BrokerCommand):
         return FAILED
 
 
+def _check_alone(options: dict[str, Any]) -> None:
+    """Refuse what would be passed over in silence."""
+    how = [name for name in ("resume", "give_up", "list") if options[name]]
+    given = [name for name in _OF_A_NEW_ONE if options[name]]
+    if how and given:
+        option, other = (f"--{name.replace('_', '-')}" for name in (given[0], how[0]))
+        raise CommandError(f"{option} is for a new back-fill, not for {other}", returncode=USAGE)
+
+
 def _described(run: Backfill) -> str:
     return (
         f"{run.handler}: {run.sent:,} of {run.expected:,} sent, begun {run.begun_at:%Y-%m-%d %H:%M} "
@@ -195,7 +210,7 @@ def _moment(option: str, text: str | None) -> datetime | None:
         moment = day = None
     if day is not None:
         moment = datetime(day.year, day.month, day.day)  # noqa: DTZ001 - made aware right below
-    if moment is None:
+    if moment is None or moment.year not in _YEARS:
         raise CommandError(
             f"{option} {text!r} is no time; write one like 2026-11-01 or 2026-11-01T12:30", returncode=USAGE
         )
