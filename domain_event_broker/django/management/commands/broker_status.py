@@ -89,7 +89,10 @@ class Command(BrokerCommand):
         parser.add_argument(
             "--fail-if-silent",
             action="store_true",
-            help="exit 1 if no relay is running, or one is silent; or if nobody consumes a handler's queue",
+            help=(
+                "exit 1 if no relay is running, or one is silent; or if a handler has no queue, or nobody "
+                "consumes it"
+            ),
         )
         parser.add_argument("--database", help="alias of the database with the outbox")
 
@@ -103,6 +106,9 @@ class Command(BrokerCommand):
         for failure in failures:
             self.stderr.write(failure)
         if broker.problem:
+            # Whoever looks at the table has read it there already.
+            if _is_check(options) or not self.stdout.isatty():
+                self.stderr.write(f"the broker cannot be asked: {broker.problem}")
             return AWAY
         return FAILED if failures else OK
 
@@ -111,7 +117,7 @@ class Command(BrokerCommand):
         return outbox, broker_status(self.settings(), discover().all())
 
     def _watch(self, options: dict[str, Any]) -> int:
-        if any(options[name] for name in ("fail_if_lag", "fail_if_dead", "fail_if_silent")):
+        if _is_check(options):
             raise CommandError("--watch goes on, and --fail-if is for one look: choose", returncode=USAGE)
         with until_stopped() as stopped:
             while not stopped.is_set():
@@ -180,6 +186,10 @@ class Command(BrokerCommand):
         return f"{style(alert.level.value.upper())}: {alert.text} {alert.remedy}"
 
 
+def _is_check(options: dict[str, Any]) -> bool:
+    return any(options[name] for name in ("fail_if_lag", "fail_if_dead", "fail_if_silent"))
+
+
 def _failures(outbox: OutboxStatus, broker: BrokerStatus, options: dict[str, Any]) -> Iterator[str]:
     """Yield what somebody asked to be told of, in words."""
     lag, dead = options["fail_if_lag"], options["fail_if_dead"]
@@ -190,7 +200,7 @@ def _failures(outbox: OutboxStatus, broker: BrokerStatus, options: dict[str, Any
         yield f"{letters:,} dead letters (--fail-if-dead {dead})"
     if options["fail_if_silent"]:
         for alert in alerts(outbox, broker):
-            if alert.kind in ("no-relay", "relay-silent", "no-consumer"):
+            if alert.kind in ("no-relay", "relay-silent", "no-consumer", "no-queue"):
                 yield f"{alert.text} (--fail-if-silent)"
 
 
