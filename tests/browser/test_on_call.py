@@ -32,7 +32,7 @@ PATIENCE = 60.0
 #: Dead letters after which somebody is called.
 ENOUGH = 8
 #: Orders that are placed at most, should nobody stop the customers.
-MOST_ORDERS = 1_500
+MOST_ORDERS = 4_000
 
 _CUSTOMERS = f"""
 import threading
