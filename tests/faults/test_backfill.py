@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import pika
 
 from tests.faults.apparatus import Stage
@@ -31,10 +33,11 @@ def test_killed_twice_it_sends_every_event_in_order(stage: Stage) -> None:
     first = stage.run("backfill", HANDLER, "--key", "faults.#", "--yes")
     for more in (1_000, 2_000):
         before = _sent(stage)
-        wait_until(lambda before=before, more=more: _sent(stage) >= before + more, 60)  # type: ignore[misc]
+        wait_until(lambda enough=before + more: _sent(stage) >= enough or _has_ended(stage), 60)  # type: ignore[misc]
         first.kill()
         first = stage.run("backfill", HANDLER, "--resume")
-    assert first.wait() == 0, first.output()
+    # On a machine that was busy with something else it may have been faster than the kill.
+    assert first.wait() == 0 or "is unfinished" in first.output(), first.output()
     assert stage.sql("SELECT sent, ended_at IS NOT NULL, given_up FROM domain_event_broker_backfill") == [
         (len(expected), True, False)
     ]
@@ -48,15 +51,20 @@ def _sent(stage: Stage) -> int:
     return int(rows[0][0]) if rows else 0
 
 
+def _has_ended(stage: Stage) -> bool:
+    return bool(stage.sql("SELECT 1 FROM domain_event_broker_backfill WHERE ended_at IS NOT NULL"))
+
+
 def _take_all(stage: Stage) -> list[str]:
-    """Take all events out of the queue; return their identities, in their order."""
+    """Take all events out of the queue, until it is empty; return their identities, in their order."""
     assert stage.rabbitmq is not None
     found: list[str] = []
     with pika.BlockingConnection(pika.URLParameters(stage.rabbitmq.url())) as connection:
         channel = connection.channel()
-        for method, properties, _ in channel.consume(HANDLER, inactivity_timeout=2):
-            if method is None:
-                break
-            found.append(properties.message_id)
-            channel.basic_ack(method.delivery_tag)
+        while count := channel.queue_declare(HANDLER, passive=True).method.message_count:
+            for method, properties, _ in islice(channel.consume(HANDLER, inactivity_timeout=60), count):
+                assert method is not None, f"nothing came for 60 s, after {len(found):,} events"
+                found.append(properties.message_id)
+                channel.basic_ack(method.delivery_tag)
+            channel.cancel()
     return found
