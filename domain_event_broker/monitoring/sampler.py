@@ -54,7 +54,11 @@ class Sampler(Generic[Figures]):
             if self._is_asking or (self._asked_at is not None and now - self._asked_at < self._fresh):
                 return
             self._is_asking, self._asked_at = True, now
-        threading.Thread(target=self._run, name="domain-event-broker-figures", daemon=True).start()
+        try:
+            threading.Thread(target=self._run, name="domain-event-broker-figures", daemon=True).start()
+        except RuntimeError as error:
+            # No thread can be had just now: asked again when the answer would have been old.
+            self._answered(None, error)
 
     def latest(self) -> tuple[Figures | None, bool]:
         """Return the last answer, and whether it is that to the last question.
@@ -69,12 +73,13 @@ class Sampler(Generic[Figures]):
     def _run(self) -> None:
         try:
             figures = self._ask()
-        except Exception as error:
+        except BaseException as error:
+            # Whatever it is: without an answer nobody would ever ask again.
             self._answered(None, error)
         else:
             self._answered(figures, None)
 
-    def _answered(self, figures: Figures | None, error: Exception | None) -> None:
+    def _answered(self, figures: Figures | None, error: BaseException | None) -> None:
         with self._changed:
             self._is_asking, self._is_up = False, error is None
             if error is None:

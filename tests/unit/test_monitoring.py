@@ -268,6 +268,30 @@ def test_the_last_answer_is_kept_while_there_is_no_other_and_the_log_tells_once(
     assert "secret-word" not in record.getMessage()
 
 
+def test_a_question_that_asks_the_program_to_end_is_asked_again() -> None:
+    asked: list[int] = []
+
+    def ask() -> int:
+        asked.append(1)
+        if len(asked) == 1:
+            raise SystemExit(3)
+        return 7
+
+    sampler = Sampler("it", ask, fresh=0.0, patience=30.0)
+    assert [sampler.latest() for _ in range(2)] == [(None, False), (7, True)]
+
+
+def test_it_is_asked_again_after_no_thread_could_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    sampler = Sampler("it", lambda: 7, fresh=0.0, patience=30.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        assert sampler.latest() == (None, False)
+    assert sampler.latest() == (7, True)
+
+
 def test_a_fresh_answer_is_not_asked_for_again() -> None:
     asked: list[int] = []
     sampler = Sampler("it", lambda: asked.append(1), fresh=60.0, patience=30.0)
