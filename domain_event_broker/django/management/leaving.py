@@ -1,8 +1,9 @@
 """Ending a process although threads that nobody can end would keep it.
 
 ``asyncio.to_thread()`` and ``sync_to_async()`` call functions in threads that the interpreter waits for at
-its end, without limit (https://docs.python.org/3/library/concurrent.futures.html, ``ThreadPoolExecutor``). A
-call that hangs, of a handler that has long been given up, would keep a stopped worker alive for ever.
+its end, without limit (https://docs.python.org/3/library/concurrent.futures.html, ``ThreadPoolExecutor``); so
+does any thread that is no daemon. A call that hangs, of a handler that has long been given up, would keep a
+stopped worker alive for ever. What hangs and what only takes its time look the same: both get the grace.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import traceback
 
 logger = logging.getLogger("domain_event_broker.subscriber")
 
-#: Seconds that such threads have to end by themselves after the worker has.
+#: Least time, in seconds, that such threads have to end by themselves after the worker has.
 LEAVE_SECONDS = 5.0
 #: Seconds between two looks at whether they are what the process waits for.
 LOOK_SECONDS = 0.5
@@ -27,8 +28,8 @@ TELL_SECONDS = 2.0
 def leave_within(seconds: float, code: int) -> None:
     """Let this process, which is about to end, not be kept by threads for longer than that.
 
-    Nothing is cut off that could be finished: what handlers did is committed or rolled back by then, and
-    deliveries that were not settled come back.
+    What handlers did themselves is committed or rolled back by then, and deliveries that were not settled
+    come back. Work that they left to threads is finished if that time is enough for it, and else cut off.
 
     :param seconds: time that the threads have.
     :param code: exit code of the process if they need more.

@@ -25,6 +25,7 @@ DOMAIN_EVENT_BROKER = "database:"
 
 SUBSCRIBERS = """
 import asyncio, pathlib, threading
+from concurrent.futures import ThreadPoolExecutor
 from asgiref.sync import sync_to_async
 from domain_event_broker import subscribe
 
@@ -47,7 +48,25 @@ async def given_up(event):
 @subscribe("nothing", name="nothing", idempotent=False)
 async def harmless(event):
     await asyncio.to_thread(pathlib.Path("began").touch)
+
+executor = ThreadPoolExecutor()
+
+def work():
+    pathlib.Path("began").touch()
+    threading.Event().wait(8)
+    pathlib.Path("finished").touch()
+
+@subscribe("executor", name="executor", idempotent=False)
+def left_to_executor(event):
+    executor.submit(work)
+
+@subscribe("thread", name="thread", idempotent=False)
+def left_to_thread(event):
+    threading.Thread(target=work, daemon=False).start()
 """
+
+#: What the handlers of these events leave running ends in time.
+GRACE = {"executor": "30", "thread": "30"}
 
 PREPARE = """
 import sys, django
@@ -96,7 +115,7 @@ def subscriber(project: Project, request: pytest.FixtureRequest) -> Iterator[sub
     preparing = project.start("-c", PREPARE, request.param)
     printed, _ = preparing.communicate(timeout=PATIENCE)
     assert preparing.returncode == 0, printed
-    process = project.start("-m", "django", "run_subscriber", "--grace", "0.2")
+    process = project.start("-m", "django", "run_subscriber", "--grace", GRACE.get(request.param, "0.2"))
     try:
         wait_until((project.directory / "began").exists, PATIENCE, "the handler has begun")
         yield process
@@ -114,6 +133,16 @@ def test_a_call_that_hangs_in_another_thread_does_not_keep_the_process(
     assert subscriber.returncode == 4, printed
     assert "did not end after the stop" in printed
     assert "in hang" in printed
+
+
+@pytest.mark.parametrize("subscriber", ["executor", "thread"], indirect=True)
+def test_work_that_a_handler_left_to_a_thread_is_finished_within_the_grace(
+    project: Project, subscriber: subprocess.Popen[str]
+) -> None:
+    subscriber.send_signal(signal.SIGTERM)
+    printed, _ = subscriber.communicate(timeout=PATIENCE)
+    assert subscriber.returncode == 0, printed
+    assert (project.directory / "finished").exists(), printed
 
 
 @pytest.mark.parametrize("subscriber", ["nothing"], indirect=True)

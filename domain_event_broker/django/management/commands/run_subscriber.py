@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -50,6 +51,9 @@ class Command(BrokerCommand):
         "Without names all of them run, beside each other. SIGTERM or Ctrl-C finishes what is running "
         "and stops; a second one stops at once, and the events come back."
     )
+
+    #: When it was told to stop, by the monotonic clock.
+    _stopped_at: float | None = None
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Declare the options."""
@@ -106,7 +110,13 @@ class Command(BrokerCommand):
         finally:
             # Whoever calls this from a program goes on with it; manage.py has nothing more to do.
             if getattr(self, "_called_from_command_line", False) and not options["reload"]:
-                leave_within(LEAVE_SECONDS, LEFT_BEHIND)
+                leave_within(self._time_to_leave(settings.subscriber.grace_seconds), LEFT_BEHIND)
+
+    def _time_to_leave(self, grace: float) -> float:
+        """Return how long threads of handlers may keep the process: what is left of the grace, in seconds."""
+        now = time.monotonic()
+        began = now if self._stopped_at is None else self._stopped_at
+        return max(LEAVE_SECONDS, grace - (now - began))
 
     def _run_several(
         self, handlers: Sequence[Handler], settings: BrokerSettings, options: dict[str, Any]
@@ -154,7 +164,7 @@ class Command(BrokerCommand):
         KnownQueues(settings).remember(subscription_of(each, settings.subscriber) for each in handlers)
         consumer = Consumer(handlers, settings, observer=observer)
         if with_signals:
-            on_stop_signals(consumer.stop)
+            on_stop_signals(partial(self._stop, consumer))
         if parent is not None:
             _as_orphan(consumer.stop, parent)
         names = ", ".join(handler.name for handler in handlers)
@@ -164,6 +174,10 @@ class Command(BrokerCommand):
             consumer.run()
         finally:
             flush(settings)  # a process of several ends without a word to whoever set up the exporter
+
+    def _stop(self, consumer: Consumer) -> None:
+        self._stopped_at = time.monotonic()
+        consumer.stop()
 
     def _list(self, handlers: Sequence[Handler]) -> None:
         if not handlers:
