@@ -96,7 +96,7 @@ class MonitoringSettings:
         ``/livez`` fails.
     :param away_seconds: time for which broker or database may be away before ``/readyz`` fails.
     :param lag_seconds: age of the oldest event in the outbox from which on ``/readyz`` of a relay
-        fails, and the view ``domain_event_broker.django.health.health``.
+        fails, and the view ``domain_event_broker.django.health.health`` warns, or fails with ``?lag=1``.
     """
 
     address: str = "127.0.0.1"

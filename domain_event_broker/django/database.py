@@ -22,6 +22,10 @@ _UNIX_TIME = {
     "sqlite": "SELECT (julianday('now') - 2440587.5) * 86400.0",
 }
 
+#: Whether this session may write nothing: a standby, a database that was switched to reading. On others the
+#: answer is not sure, since privileges decide.
+_READS_ONLY = {"postgresql": "SHOW transaction_read_only", "sqlite": "PRAGMA query_only"}
+
 #: "The table does not exist", "the column does not exist": SQLSTATEs of PostgreSQL, numbers of
 #: MySQL, words of SQLite.
 _MISSING_STATES = ("42P01", "42703")
@@ -38,6 +42,19 @@ def unix_time(connection: BaseDatabaseWrapper) -> float:
     with connection.cursor() as cursor:
         cursor.execute(_UNIX_TIME[connection.vendor])
         return float(cursor.fetchone()[0])
+
+
+def reads_only(connection: BaseDatabaseWrapper) -> bool:
+    """Tell whether the database is known to refuse whatever writes.
+
+    Source: https://www.postgresql.org/docs/current/runtime-config-client.html, ``transaction_read_only``;
+    https://www.sqlite.org/pragma.html#pragma_query_only.
+    """
+    if connection.vendor not in _READS_ONLY:
+        return False
+    with connection.cursor() as cursor:
+        cursor.execute(_READS_ONLY[connection.vendor])
+        return cursor.fetchone()[0] in ("on", 1)
 
 
 def to_field(moment: datetime) -> datetime:

@@ -10,7 +10,7 @@ from django.db import Error, connections
 from django.utils import timezone
 
 from domain_event_broker.config import BrokerSettings
-from domain_event_broker.django.database import unavailable
+from domain_event_broker.django.database import reads_only, unavailable
 from domain_event_broker.django.models import HeldEvent, OutboxEvent
 from domain_event_broker.django.rows import HELD, OUTBOX
 from domain_event_broker.django.status import outbox_status
@@ -46,6 +46,17 @@ def lag_seconds(alias: str) -> float:
         raise unavailable(alias, error) from error
     # Found and gone: it was sent meanwhile.
     return max(0.0, (timezone.now() - found[0]).total_seconds()) if found else 0.0
+
+
+def is_read_only(alias: str) -> bool:
+    """Tell whether the database of an outbox is known to refuse new events, as a standby does.
+
+    :raises OutboxUnavailable: the database is away.
+    """
+    try:
+        return reads_only(connections[alias])
+    except Error as error:
+        raise unavailable(alias, error) from error
 
 
 def outbox_figures(alias: str) -> OutboxFigures:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db import connections
 from django.test import RequestFactory
 from django.utils import timezone
 
@@ -26,20 +28,20 @@ def age(alias: str, seconds: float) -> None:
     OutboxEvent.objects.using(alias).update(created_at=past)
 
 
-def answer(settings: Any, alias: str, **monitoring: float) -> tuple[int, str]:
+def answer(settings: Any, alias: str, query: str = "", **monitoring: float) -> tuple[int, str]:
     """Return status and body of the view for the outbox in a database."""
     settings.DOMAIN_EVENT_BROKER = {
         "URL": "memory:",
         "OUTBOX": {"DATABASE": alias},
         "MONITORING": {name.upper(): value for name, value in monitoring.items()},
     }
-    response = health(RequestFactory().get("/health/"))
+    response = health(RequestFactory().get(f"/health/{query}"))
     return response.status_code, response.content.decode()
 
 
 def test_an_empty_outbox_has_no_lag(alias: str, settings: Any) -> None:
     assert lag_seconds(alias) == 0.0
-    assert answer(settings, alias) == (200, '{"status": "ok", "reasons": []}')
+    assert answer(settings, alias) == (200, '{"status": "ok", "reasons": [], "warnings": []}')
 
 
 def test_the_age_of_the_oldest_event_is_the_lag(alias: str, settings: Any) -> None:
@@ -49,10 +51,18 @@ def test_the_age_of_the_oldest_event_is_the_lag(alias: str, settings: Any) -> No
     assert (figures.pending, figures.held) == (3, {"scheduled": 0, "retrying": 0, "parked": 0})
     assert 119 < figures.lag_seconds < 180
     assert 119 < figures.oldest_seconds < 180
-    assert answer(settings, alias)[0] == 200
+    assert answer(settings, alias, "?lag=1")[0] == 200
+
+
+def test_a_lag_is_a_warning_for_probes_of_pods_and_a_reason_for_who_asks(alias: str, settings: Any) -> None:
+    publish_all(alias, range(3))
+    age(alias, 120)
     status, body = answer(settings, alias, lag_seconds=100)
-    assert status == 503
-    assert "the oldest event has waited 12" in body
+    assert (status, json.loads(body)["status"], json.loads(body)["reasons"]) == (200, "ok", [])
+    assert "the oldest event has waited 12" in json.loads(body)["warnings"][0]
+    status, body = answer(settings, alias, "?lag=1", lag_seconds=100)
+    assert (status, json.loads(body)["status"], json.loads(body)["warnings"]) == (503, "failing", [])
+    assert "the oldest event has waited 12" in json.loads(body)["reasons"][0]
 
 
 def test_events_behind_a_parked_one_are_no_lag(alias: str, make_relay: MakeRelay, settings: Any) -> None:
@@ -67,7 +77,26 @@ def test_events_behind_a_parked_one_are_no_lag(alias: str, make_relay: MakeRelay
     assert figures.oldest_seconds > 119
     publish_all(alias, range(1), key="other")
     assert 0.0 <= lag_seconds(alias) < 60
-    assert answer(settings, alias, lag_seconds=100)[0] == 200
+    assert answer(settings, alias, "?lag=1", lag_seconds=100)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("vendor", "switch"),
+    [("postgresql", "SET default_transaction_read_only = {}"), ("sqlite", "PRAGMA query_only = {}")],
+)
+def test_a_database_that_takes_nothing_is_told(
+    vendor: str, switch: str, request: pytest.FixtureRequest, settings: Any
+) -> None:
+    alias = request.getfixturevalue(vendor)
+    assert answer(settings, alias)[0] == 200
+    with connections[alias].cursor() as cursor:
+        cursor.execute(switch.format("on"))
+        try:
+            status, body = answer(settings, alias)
+        finally:
+            cursor.execute(switch.format("off"))
+    assert status == 503
+    assert "the database of the outbox is read-only" in body
 
 
 def test_a_database_without_tables_is_told_without_a_traceback(
