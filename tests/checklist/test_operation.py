@@ -119,7 +119,7 @@ def test_row_47_a_transport_of_ones_own_is_found_by_its_scheme(
         is_ours = (group, name) == (transports.ENTRY_POINT_GROUP, "pigeon")
         return [EntryPoint("pigeon", f"{__name__}:Pigeon", group)] if is_ours else []
 
-    monkeypatch.setattr(transports, "entry_points", found)
+    monkeypatch.setattr("importlib.metadata.entry_points", found)
     loft, seen = fresh_name("loft"), []
     with Subscriber(f"pigeon://{loft}") as subscriber:
         subscriber.register(lambda event: seen.append(event.routing_key), "pigeons", ["order.*"])

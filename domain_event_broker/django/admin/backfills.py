@@ -19,9 +19,9 @@ from django.utils import timezone
 from domain_event_broker.django import backfill
 from domain_event_broker.django.admin import audit, dead_letters, display
 from domain_event_broker.django.admin.base import ReadOnlyAdmin, in_words
+from domain_event_broker.django.admin.known import discovered_handlers
 from domain_event_broker.django.admin.links import model_url
 from domain_event_broker.django.backfill_models import Backfill
-from domain_event_broker.django.discovery import discover
 from domain_event_broker.django.outbox import outbox_alias
 from domain_event_broker.errors import DomainEventBrokerError, PublishFailed
 from domain_event_broker.routing import check_binding_key, check_queue_name
@@ -78,7 +78,8 @@ class BackfillForm(forms.Form):
         given = tuple(dict.fromkeys(self.cleaned_data["keys"].split()))
         for key in given:
             _checked(check_binding_key, key)
-        known = {each.name: each.binding_keys for each in discover().all()}
+        handlers, _ = discovered_handlers()
+        known = {each.name: each.binding_keys for each in handlers}
         keys = given or known.get(self.cleaned_data.get("handler", ""), ())
         if not keys:
             raise forms.ValidationError(
@@ -146,13 +147,16 @@ class BackfillAdmin(ReadOnlyAdmin):
                 return self._begin(request, form)
             else:
                 counted = backfill.count(outbox_alias(), form.chosen(), COUNT_SECONDS)
-        names = [handler.name for handler in discover().all()]
+        known, unloadable = discovered_handlers()
+        if unloadable:
+            text = f"The handlers of this project cannot be loaded: {unloadable}"
+            self.message_user(request, text, messages.ERROR)
         context = {
             "title": "Back-fill a handler",
             "here": "Back-fill a handler",
             "form": form,
             "counted": counted,
-            "handlers": names,
+            "handlers": [handler.name for handler in known],
             "keys": ", ".join(form.cleaned_data["keys"]) if counted else "",
         }
         return self.page(request, "backfill/new.html", context)

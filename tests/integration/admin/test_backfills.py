@@ -169,6 +169,18 @@ def test_a_second_click_begins_no_second_one(
     assert Backfill.objects.get().begun_by == "the first click"
 
 
+def test_a_module_of_handlers_that_cannot_be_imported_is_told(
+    admin: Client, in_memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*modules: str) -> None:
+        raise ImportError("no such handler")
+
+    monkeypatch.setattr("domain_event_broker.django.discovery.autodiscover_modules", broken)
+    assert "cannot be loaded: ImportError: no such handler" in admin.get(NEW).content.decode()
+    page = admin.get(NEW, {"handler": in_memory}).content.decode()
+    assert "say which events it needs" in page
+
+
 def test_one_that_could_not_be_counted_to_the_end_can_be_begun(
     admin: Client, in_memory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
