@@ -33,8 +33,9 @@ class _Child:
 class _Family:
     """The children of this process, by process id."""
 
-    def __init__(self, works: Sequence[Callable[[], None]]) -> None:
+    def __init__(self, works: Sequence[Callable[[], None]], companions: int) -> None:
         self._works = works
+        self._workers = len(works) - companions
         self._stopping = False
         self.children: dict[int, _Child] = {}
 
@@ -73,27 +74,41 @@ class _Family:
             # Not sys.exit(): what the parent had set up is not the child's to tear down.
             os._exit(code)
 
-    def signal_all(self, signum: int) -> None:
-        """Send a signal to each child that still lives."""
-        for pid in list(self.children):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signum)
-
     def on_signal(self, signum: int, frame: object) -> None:
-        """Tell the children to stop; told a second time, end them."""
-        self.signal_all(signal.SIGKILL if self._stopping else signal.SIGTERM)
+        """Tell the children to stop, companions when they are alone; told a second time, end them all."""
+        if self._stopping:
+            _signal(self.children, signal.SIGKILL)
+            return
         self._stopping = True
+        _signal((pid for pid, child in self.children.items() if child.number < self._workers), signal.SIGTERM)
+        self.release_companions()
+
+    def release_companions(self) -> None:
+        """Tell companions to stop if the others were told to, and are gone."""
+        if self._stopping and all(child.number >= self._workers for child in self.children.values()):
+            _signal(self.children, signal.SIGTERM)
+
+
+def _signal(pids: Iterable[int], signum: int) -> None:
+    """Send a signal to each of these processes that still lives."""
+    for pid in list(pids):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signum)
 
 
 def supervise(
-    works: Sequence[Callable[[], None]], on_death: Callable[[int], None] = lambda number: None
+    works: Sequence[Callable[[], None]],
+    on_death: Callable[[int], None] = lambda number: None,
+    companions: int = 0,
 ) -> int:
     """Do each of ``works`` in a process of its own until told to stop; one that dies is replaced.
 
     :param on_death: called with the number of the work, from 0 on, before another process is started for it.
+    :param companions: how many of the works, the last ones, accompany the others: they are told to stop
+        when these have ended.
     :return: exit code: 0 if all ended as they should after a signal, else 1.
     """
-    family = _Family(works)
+    family = _Family(works, companions)
     for signum in _STOP_SIGNALS:
         signal.signal(signum, family.on_signal)
     for number in range(len(works)):
@@ -101,6 +116,8 @@ def supervise(
             family.start(number)
     failed = False
     while family.children:
+        # A signal after this line finds the children as they are, and sees to the companions itself.
+        family.release_companions()
         pid, status = os.wait()
         child = family.children.pop(pid, None)
         if child is None:

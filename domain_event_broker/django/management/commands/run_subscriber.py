@@ -142,6 +142,7 @@ class Command(BrokerCommand):
         return supervise(
             [*works, partial(_show, monitor, parent)],
             lambda number: monitor.died(number) if number < processes else None,
+            companions=1,  # a scrape is answered for as long as a handler has time to finish
         )
 
     def _settings(self, options: dict[str, Any]) -> BrokerSettings:
