@@ -33,7 +33,7 @@ DOMAIN_EVENT_BROKER = {broker!r}
 """
 
 SUBSCRIBERS = """
-import os, signal
+import os, threading
 from pathlib import Path
 from domain_event_broker import Reject, subscribe
 
@@ -41,6 +41,9 @@ from domain_event_broker import Reject, subscribe
 def sort(event):
     if event.data.get("refuse"):
         raise Reject("no such address")
+    pause = threading.Event()
+    while event.data.get("hold") and not Path("go-on").exists():
+        pause.wait(0.02)
     with Path("sorted.txt").open("a") as file:
         file.write(f"{os.getpid()} {event.data['number']}\\n")
 """

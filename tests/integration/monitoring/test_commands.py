@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from domain_event_broker.patience import REMIND_SECONDS
 from tests.harness.rabbitmq import PrivateRabbitMQ
 from tests.harness.waiting import wait_until
 from tests.integration.monitoring.project import PATIENCE, Project
@@ -19,7 +21,8 @@ MakeProject = Callable[..., Project]
 
 def children(pid: int) -> list[int]:
     """Return the children of a process, in the order in which they were started."""
-    return sorted(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+    # Linux appends to the list; the ids themselves begin anew some time.
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
 def is_alive(pid: int) -> bool:
@@ -37,6 +40,12 @@ def is_listening(url: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def is_stuck(verdict: tuple[int, list[str]]) -> bool:
+    """Tell whether a probe says that one of two processes does not go on."""
+    status, reasons = verdict
+    return status == 503 and any("of 2 should have gone on" in reason for reason in reasons)
 
 
 def test_a_relay_shows_what_it_sent_and_what_waits(make_project: MakeProject) -> None:
@@ -104,13 +113,31 @@ def test_the_process_that_answers_is_replaced_too_and_ends_with_its_parent(make_
     wait_until(lambda: not any(map(is_alive, left)), PATIENCE, f"{left} are gone")
 
 
+def test_a_scrape_is_answered_while_a_stopped_handler_finishes(make_project: MakeProject) -> None:
+    project = make_project()
+    with project.running(
+        "run_subscriber", "--processes", "2", "--grace", "300", "--metrics-port", "0"
+    ) as subscriber:
+        subscriber.wait_for(2, "processes")
+        with project.running("run_relay"):
+            project.publish({"number": 1, "hold": True})
+            subscriber.wait_for(1, "handler_in_flight_events", "parcels-sort")
+        subscriber.process.send_signal(signal.SIGTERM)
+        pid = subscriber.process.pid
+        wait_until(lambda: len(children(pid)) < 3, PATIENCE, "the idle process ends")
+        assert subscriber.metrics()["handler_in_flight_events", "parcels-sort"] == 1
+        (project.directory / "go-on").touch()
+        assert subscriber.process.wait(PATIENCE) == 0
+    assert [number for _, number in project.sorted()] == [1]
+
+
 def test_ports_are_for_a_relay_that_goes_on(make_project: MakeProject) -> None:
     with make_project().running("run_relay", "--once", "--metrics-port", "0") as relay:
         assert relay.process.wait(PATIENCE) == 2
 
 
 def test_a_frozen_process_is_not_live(make_project: MakeProject) -> None:
-    project = make_project(MONITORING={"STUCK_SECONDS": 2})
+    project = make_project(MONITORING={"STUCK_SECONDS": 10})
     with project.running("run_subscriber", "--processes", "2", "--health-port", "0") as subscriber:
         wait_until(lambda: subscriber.probe("/readyz") == (200, []), PATIENCE, subscriber.printed)
         with project.running("run_relay"):
@@ -119,9 +146,7 @@ def test_a_frozen_process_is_not_live(make_project: MakeProject) -> None:
         frozen = project.sorted()[0][0]
         os.kill(frozen, signal.SIGSTOP)
         try:
-            wait_until(lambda: subscriber.probe("/livez")[0] == 503, PATIENCE, subscriber.printed)
-            (reason,) = subscriber.probe("/livez")[1]
-            assert "of 2 should have gone on" in reason
+            wait_until(lambda: is_stuck(subscriber.probe("/livez")), PATIENCE, subscriber.printed)
             assert subscriber.get("/metrics")[0] == 404
         finally:
             os.kill(frozen, signal.SIGCONT)
@@ -170,6 +195,7 @@ def test_a_full_queue_refuses_many_events_and_the_log_tells_of_it_once(
     project.run("declare_queues")
     vhost = broker_url.rpartition("/")[2]
     rabbitmq_server.ctl("set_policy", "-p", vhost, "full", "^parcels-sort$", '{"max-length": 1}')
+    started = time.monotonic()
     with project.running("run_relay", "--metrics-port", "0") as relay:
         # A quorum queue takes a few more than its limit before it begins to refuse.
         project.publish(*({"number": number} for number in range(20)))
@@ -177,8 +203,9 @@ def test_a_full_queue_refuses_many_events_and_the_log_tells_of_it_once(
         project.publish(*({"number": number} for number in range(20, 50)))
         wait_until(lambda: relay.metrics()["relay_events_total", "refused"] >= 20, PATIENCE, relay.printed)
         assert relay.metrics()["relay_events_total", "parked"] == 0
-        # Once, and once more if the machine was slow: a minute later.
-        assert 1 <= relay.printed().count("refused by the broker") <= 2, relay.printed()
+        # Once, and once more for each minute that a slow machine took.
+        told = relay.printed().count("refused by the broker")
+        assert 1 <= told <= 1 + (time.monotonic() - started) / REMIND_SECONDS, relay.printed()
         wait_until(lambda: relay.metrics().get(("outbox_held_events", "retrying"), 0) > 0, PATIENCE)
 
 
