@@ -14,6 +14,7 @@ from domain_event_broker.deadlines import Attempt
 from domain_event_broker.errors import InboxUnavailable, TransactionLost
 from domain_event_broker.execution import MAX_CRASHES, Execution
 from domain_event_broker.failures import Failure
+from domain_event_broker.handlers import Handler
 from domain_event_broker.patience import SLICE_SECONDS, News, Outage, StopFlag
 from domain_event_broker.pool import HandlerPool, Job, Pool
 from domain_event_broker.ports import Action, Delivery, Settlement
@@ -165,7 +166,7 @@ class Workers:
                 if self._stopping.wait(wait) or self._is_to_leave(work):
                     return work, _requeued(work)
             except BaseException as error:
-                return work, _unknown(work, error)
+                return work, _unknown(work, error, execution.handler)
             finally:
                 self._leave_attempt(work, token)
 
@@ -186,7 +187,7 @@ class Workers:
                 patience = patience or _Patience(self._inbox_news)
                 wait = patience.failed(error)
             except BaseException as error:
-                return work, _unknown(work, error)
+                return work, _unknown(work, error, execution.handler)
             finally:
                 self._leave_attempt(work, token)
             if wait is None:
@@ -245,12 +246,14 @@ def _requeued(work: Work) -> Settlement:
     return Settlement(work.delivery, Action.REQUEUE, outcome="requeued")
 
 
-def _unknown(work: Work, error: BaseException) -> Settlement:
+def _unknown(work: Work, error: BaseException, handler: Handler) -> Settlement:
+    outcome = "dead-lettered" if handler.dead_letter else "dropped"
     logger.error(
-        "the result of %s is not known; its event is dead-lettered",
+        "the result of %s is not known; its event is %s",
         work.delivery.queue,
+        outcome,
         exc_info=error,
         extra={"handler": work.delivery.queue, "event_id": work.delivery.event_id},
     )
     failure = Failure("error", message="the library failed while it handled the event")
-    return Settlement(work.delivery, Action.DEAD, failure=failure, outcome="dead-lettered")
+    return Settlement(work.delivery, Action.DEAD, failure=failure, outcome=outcome)
