@@ -39,6 +39,8 @@ RECONNECT_SECONDS = 5.0
 STABLE_SECONDS = 30.0
 #: A handler that works on one event for so many seconds is told of; then after twice the time.
 SLOW_SECONDS = 60.0
+#: Declaring the queues of many handlers may take so many seconds, in which the subscriber is not stuck.
+DECLARE_SECONDS = 300.0
 
 _inbox: Inbox = DirectInbox()
 
@@ -191,6 +193,7 @@ class Consumer:
         self._transport = transport or self._connect(self._settings)
         self._workers.begin_session()
         try:
+            self._observer.alive(DECLARE_SECONDS)
             self._subscribe(self._transport)
             self._served_since = time.monotonic()
             self.stats.connected()
