@@ -13,7 +13,7 @@ from typing import Any, cast
 from domain_event_broker.config import BrokerSettings, mask, scheme
 from domain_event_broker.errors import ConfigurationError, MissingDependency
 from domain_event_broker.ports import Subscription, Transport
-from domain_event_broker.telemetry.tracing import traced
+from domain_event_broker.telemetry.tracing import traced, tracing_of
 
 #: Where the built-in transports are written. They are imported when first opened, so that a
 #: program pays for the driver of its own broker only.
@@ -37,6 +37,7 @@ def open_transport(settings: BrokerSettings) -> Transport:
     :raises ConfigurationError: no transport has this scheme, or its package is missing.
     :raises BrokerUnavailable: no URL answered.
     """
+    tracing_of(settings)  # says what is missing before there is a connection that nobody would close
     return traced(cast(Transport, transport_class(settings.url)(settings)), settings)
 
 

@@ -319,3 +319,19 @@ except MissingDependency as error:
     print(error)
 """
     assert "pip install 'django-domain-event-broker[tracing]'" in _run(program)
+
+
+def test_without_opentelemetry_no_connection_is_left_open() -> None:
+    program = """
+import sys
+sys.modules["opentelemetry"] = None
+from domain_event_broker.config import BrokerSettings
+from domain_event_broker.errors import MissingDependency
+from domain_event_broker.transports import memory, open_transport
+memory.MemoryTransport.__init__ = lambda *given: print("connected")
+try:
+    open_transport(BrokerSettings(("memory:",), tracing=True))
+except MissingDependency:
+    print("missing")
+"""
+    assert _run(program).split() == ["missing"]
