@@ -207,7 +207,8 @@ class Consumer:
     def _delivery(
         self, method: pika.spec.Basic.Deliver, properties: pika.BasicProperties, body: bytes
     ) -> Delivery:
-        queue, key = self.subscription.name, method.routing_key
+        queue = self.subscription.name
+        key = wire.text_of(method.routing_key)  # bytes, where it is no UTF-8
         if method.exchange:
             # Straight from a publisher, whose headers say nothing of what happened since.
             properties = wire.as_published(properties)

@@ -83,7 +83,7 @@ def for_message(message: Message) -> pika.BasicProperties:
     """Return the properties an event is published with: ours, and those that its publisher asked for."""
     properties = pika.BasicProperties(
         content_type="application/json",
-        content_encoding=_text(message.headers[HEADER_CODEC]) if HEADER_CODEC in message.headers else None,
+        content_encoding=text_of(message.headers[HEADER_CODEC]) if HEADER_CODEC in message.headers else None,
         delivery_mode=PERSISTENT,
         correlation_id=message.headers.get(HEADER_CORRELATION_ID) or message.event_id,
         message_id=message.event_id,
@@ -111,7 +111,7 @@ def received_headers(properties: pika.BasicProperties) -> dict[str, Any]:
     story = properties.correlation_id
     if not story or story == properties.message_id:
         return headers
-    return {**headers, HEADER_CORRELATION_ID: _text(story)}
+    return {**headers, HEADER_CORRELATION_ID: text_of(story)}
 
 
 def as_published(properties: pika.BasicProperties) -> pika.BasicProperties:
@@ -202,19 +202,19 @@ def safe_headers(headers: Mapping[str, Any] | None) -> dict[str, Any]:
     return {
         name: value
         for name, value in (headers or {}).items()
-        if not _text(name).startswith("x-") and name not in _SENDER_SELECTED
+        if not text_of(name).startswith("x-") and name not in _SENDER_SELECTED
     }
 
 
 def plain_headers(properties: pika.BasicProperties) -> dict[str, str | int]:
     """Return the safe headers whose values every transport can carry."""
     headers = safe_headers(received_headers(properties)).items()
-    return {_text(name): value for name, value in headers if isinstance(value, (str, int))}
+    return {text_of(name): value for name, value in headers if isinstance(value, (str, int))}
 
 
 def event_id_of(properties: pika.BasicProperties) -> str:
     """Return the identity on the envelope, or ``""``."""
-    return _text(properties.message_id or "")
+    return text_of(properties.message_id or "")
 
 
 def original_routing_key(properties: pika.BasicProperties, routing_key: str, queue: str) -> str:
@@ -232,7 +232,7 @@ def original_routing_key(properties: pika.BasicProperties, routing_key: str, que
     if isinstance(written, str) and not death.get("exchange"):
         return written
     keys = death.get("routing-keys")
-    return _text(keys[0] if isinstance(keys, list) and keys else routing_key)
+    return text_of(keys[0] if isinstance(keys, list) and keys else routing_key)
 
 
 def failure_of(properties: pika.BasicProperties, queue: str) -> Failure | None:
@@ -322,7 +322,7 @@ def _short(text: str) -> str:
     return encoded.decode() if len(encoded) <= _SHORT else hashlib.sha256(encoded).hexdigest()
 
 
-def _text(value: object) -> str:
+def text_of(value: object) -> str:
     """Return what pika makes of a string: bytes, where it is not UTF-8."""
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
 
