@@ -17,10 +17,7 @@ OLD_LIBRARY = "domain-event-broker==3.0.2"
 @pytest.fixture
 def broker_url(rabbitmq_server: PrivateRabbitMQ, fresh_name: Callable[[str], str]) -> str:
     """A virtual host of our own: the shop's queues have fixed names."""
-    vhost = fresh_name("shop")
-    rabbitmq_server.ctl("add_vhost", vhost)
-    rabbitmq_server.ctl("set_permissions", "-p", vhost, "guest", ".*", ".*", ".*")
-    return rabbitmq_server.url(vhost=vhost)
+    return rabbitmq_server.add_vhost(fresh_name("shop"))
 
 
 @pytest.fixture(scope="session")

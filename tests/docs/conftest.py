@@ -20,10 +20,7 @@ WRITTEN_URLS = (
 @pytest.fixture
 def broker_url(rabbitmq_server: PrivateRabbitMQ, fresh_name: Callable[[str], str]) -> str:
     """URL of a virtual host of its own: pages use one name for their handlers."""
-    vhost = fresh_name("docs")
-    rabbitmq_server.ctl("add_vhost", vhost)
-    rabbitmq_server.ctl("set_permissions", "-p", vhost, "guest", ".*", ".*", ".*")
-    return rabbitmq_server.url(vhost=vhost)
+    return rabbitmq_server.add_vhost(fresh_name("docs"))
 
 
 @pytest.fixture

@@ -79,6 +79,12 @@ class PrivateRabbitMQ(PrivateServer):
         user, password, vhost = (quote(part, safe="") for part in (user, password, vhost))
         return f"amqp://{user}:{password}@{host}:{self.port}/{vhost}"
 
+    def add_vhost(self, name: str) -> str:
+        """Make a virtual host that ``guest`` may do everything in; return its URL."""
+        self.ctl("add_vhost", name)
+        self.ctl("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
+        return self.url(vhost=name)
+
     def tls_url(self, user: str = "guest", password: str = "guest", vhost: str = "/") -> str:
         """Return the ``amqps://`` URL; the certificate is made out to localhost and 127.0.0.1."""
         url = self.url(user, password, vhost, host="localhost")

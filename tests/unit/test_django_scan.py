@@ -5,16 +5,7 @@ from __future__ import annotations
 import pytest
 
 from domain_event_broker.django.scan import LOOK_SECONDS, SWEEP_SECONDS, ScanBound
-
-
-class Clock:
-    """A clock that stands until it is moved."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.unit.clock import Clock
 
 
 @pytest.fixture

@@ -42,19 +42,10 @@ from domain_event_broker.monitoring.server import Answer, Server
 from domain_event_broker.ports import Action, Delivery, QueueStats, Settlement
 from tests.harness.waiting import wait_until
 from tests.runner import ROOT
+from tests.unit.clock import Clock
 
 HANDLERS = ["billing", "mail"]
 FIGURES = OutboxFigures(3, 12.5, {"parked": 2}, 4.0)
-
-
-class Clock:
-    """A clock that tests move."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

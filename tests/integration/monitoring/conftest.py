@@ -17,10 +17,7 @@ from tests.integration.monitoring.project import Project
 @pytest.fixture
 def broker_url(rabbitmq_server: PrivateRabbitMQ, fresh_name: Callable[[str], str]) -> str:
     """Return the URL of a virtual host of its own."""
-    vhost = fresh_name("watched")
-    rabbitmq_server.ctl("add_vhost", vhost)
-    rabbitmq_server.ctl("set_permissions", "-p", vhost, "guest", ".*", ".*", ".*")
-    return rabbitmq_server.url(vhost=vhost)
+    return rabbitmq_server.add_vhost(fresh_name("watched"))
 
 
 @pytest.fixture

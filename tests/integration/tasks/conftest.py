@@ -19,10 +19,7 @@ app.set_default()
 @pytest.fixture
 def celery_url(rabbitmq_server: PrivateRabbitMQ, fresh_name: Callable[[str], str]) -> str:
     """A virtual host of our own: Celery's queue has a fixed name."""
-    vhost = fresh_name("celery")
-    rabbitmq_server.ctl("add_vhost", vhost)
-    rabbitmq_server.ctl("set_permissions", "-p", vhost, "guest", ".*", ".*", ".*")
-    return rabbitmq_server.url(vhost=vhost)
+    return rabbitmq_server.add_vhost(fresh_name("celery"))
 
 
 @pytest.fixture

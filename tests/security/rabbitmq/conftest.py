@@ -47,9 +47,7 @@ class Users:
 def users(rabbitmq_server: PrivateRabbitMQ) -> Iterator[Users]:
     """A virtual host with the exchange of the events in it, for the tests of a module."""
     vhost = f"users-{secrets.token_hex(4)}"
-    rabbitmq_server.ctl("add_vhost", vhost)
-    rabbitmq_server.ctl("set_permissions", "-p", vhost, "guest", ".*", ".*", ".*")
-    with pika.BlockingConnection(pika.URLParameters(rabbitmq_server.url(vhost=vhost))) as connection:
+    with pika.BlockingConnection(pika.URLParameters(rabbitmq_server.add_vhost(vhost))) as connection:
         connection.channel().exchange_declare("domain-events", "topic", durable=True)
     made = Users(rabbitmq_server, vhost)
     yield made
